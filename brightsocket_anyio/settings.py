@@ -1,0 +1,94 @@
+"""The settings of a server or a client, under Socket.IO's names, times in seconds and sizes in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .errors import ConfigurationError
+
+SlowConsumer = Literal["disconnect", "drop-oldest", "drop-newest"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What :class:`~brightsocket_anyio.Brightsocket` and :func:`~brightsocket_anyio.open_client` take as keywords.
+
+    :raises ConfigurationError: from the constructor, for a value that cannot work.
+    """
+
+    path: str = "/socket.io/"
+    #: seconds between two heartbeats
+    ping_interval: float = 25
+    #: seconds that an answer to a heartbeat may take
+    ping_timeout: float = 20
+    #: seconds that a session may be without a namespace, at its start and later
+    connect_timeout: float = 45
+    #: seconds from a namespace's CONNECT to IDENTIFY, and from naming a channel to its acceptance
+    identify_timeout: float = 20
+    #: seconds that an upgrade to WebSocket may take
+    upgrade_timeout: float = 10
+    #: seconds without progress in either direction after which a session has stalled; default ping_interval + ping_timeout
+    stall_timeout: float | None = None
+    #: seconds that an orderly end may take: flushing what was sent, the peer's closing handshake
+    close_timeout: float = 5
+    #: seconds that a connection's tasks get, their streams ended, before they are cancelled
+    grace: float = 0
+    #: bytes of one message, or of one polling request's body
+    max_payload: int = 1_000_000
+    #: binary attachments of one message
+    max_attachments: int = 10
+    #: messages, and bytes, that each buffer holds: a receiver's, the inbox, a session's outgoing one
+    max_buffered_messages: int = 256
+    max_buffered_bytes: int = 1_000_000
+    #: calls that may wait for an answer at the same time, per connection; further ones wait for their turn
+    max_calls: int = 1024
+    #: origins that a browser's page may come from, besides the server's own host; ``"*"`` for any
+    allowed_origins: Literal["*"] | Sequence[str] = ()
+    #: whether pages of other origins may send cookies
+    credentials: bool = False
+    #: what :meth:`Pool.emit` does with a client whose buffer is full
+    slow_consumer: SlowConsumer = "disconnect"
+    #: permessage-deflate on WebSockets
+    compression: bool = False
+    #: the embedded server's open TCP connections; further ones wait to be accepted
+    max_connections: int = 100_000
+    _stall_timeout: float = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in (
+            "ping_interval",
+            "ping_timeout",
+            "connect_timeout",
+            "identify_timeout",
+            "upgrade_timeout",
+            "close_timeout",
+            "max_payload",
+            "max_buffered_messages",
+            "max_buffered_bytes",
+            "max_calls",
+            "max_connections",
+        ):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"{name} must be greater than 0, not {getattr(self, name)!r}")
+        if self.stall_timeout is not None and not self.stall_timeout > 0:
+            raise ConfigurationError(f"stall_timeout must be greater than 0, not {self.stall_timeout!r}")
+        for name in ("grace", "max_attachments"):
+            if not getattr(self, name) >= 0:
+                raise ConfigurationError(f"{name} must not be negative: {getattr(self, name)!r}")
+        if not (self.path.startswith("/") and self.path.endswith("/")):
+            raise ConfigurationError(f"path must begin and end with a slash, not {self.path!r}")
+        if isinstance(self.allowed_origins, str) and self.allowed_origins != "*":
+            raise ConfigurationError('allowed_origins is "*" or a sequence of origins, not one string')
+        if self.allowed_origins == "*" and self.credentials:
+            raise ConfigurationError('allowed_origins="*" together with credentials would hand every site the user\'s cookies')
+        if self.slow_consumer not in ("disconnect", "drop-oldest", "drop-newest"):
+            raise ConfigurationError(f"slow_consumer is no policy: {self.slow_consumer!r}")
+        stall = self.stall_timeout
+        object.__setattr__(self, "_stall_timeout", self.ping_interval + self.ping_timeout if stall is None else stall)
+
+    @property
+    def stall(self) -> float:
+        """The stall timeout in force, in seconds."""
+        return self._stall_timeout

@@ -1,0 +1,70 @@
+"""What a session needs of a road to its peer, and of a request for one. The roads themselves are in ``transports/``."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Literal, Protocol
+
+from .protocol.engineio import Packet
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Transport(Protocol):
+    """One road of an Engine.IO session: packets in, packets out, in order. One task sends, one task receives."""
+
+    @property
+    def name(self) -> Literal["websocket", "polling"]:
+        """Socket.IO's name for this kind of transport."""
+        ...
+
+    async def send(self, packets: Sequence[Packet]) -> None:
+        """Send a batch of packets, whole and in order.
+
+        Cancelled, a WebSocket may have sent part of the batch and is good for :meth:`aclose` only; polling has sent nothing.
+
+        :raises anyio.ClosedResourceError: this side has closed the transport.
+        :raises ConnectionLost: the peer is gone, or takes no bytes for the stall timeout (code ``"stalled"``).
+        """
+        ...
+
+    async def receive(self) -> list[Packet]:
+        """Wait for the next packets, at least one. Safe to cancel: nothing is lost.
+
+        :raises anyio.EndOfStream: the peer closed the transport in an orderly way.
+        :raises anyio.ClosedResourceError: this side has closed the transport.
+        :raises ConnectionLost: the peer is gone.
+        :raises ProtocolError: the peer sent something invalid; the transport is good for :meth:`aclose` only.
+        """
+        ...
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Close the transport, with a WebSocket close code and reason where there is one. Idempotent.
+
+        Waits for the peer's part for the close timeout at most; cancelled, it closes the hard way.
+        """
+        ...
+
+
+class WebSocketRequest(Protocol):
+    """A WebSocket handshake that waits for its answer: the one form that every front door gives it."""
+
+    @property
+    def scope(self) -> Scope:
+        """An ASGI ``websocket`` scope: ``path``, ``root_path``, ``query_string``, ``headers``, ``client``, ``scheme``…"""
+        ...
+
+    async def accept(self, eio: Literal[3, 4]) -> Transport:
+        """Finish the handshake.
+
+        :raises ConnectionLost: the peer is gone.
+        """
+        ...
+
+    async def reject(self, status: int, body: bytes) -> None:
+        """Answer with an HTTP error and a JSON body, and be done with the request."""
+        ...
