@@ -1,0 +1,9 @@
+"""``python -m examples.login`` starts the server."""
+
+from __future__ import annotations
+
+import sys
+
+from .server import main
+
+sys.exit(main())
