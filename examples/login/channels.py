@@ -26,7 +26,7 @@ def make_api(app: Any, users: Users, tokens: Tokens) -> Brightsocket:
 
     async def log_in(credentials: Any) -> dict[str, str]:
         match credentials:
-            case {"username": str(name), "password": str(password)} if len(name) <= MAX_TEXT and len(password) <= MAX_TEXT:
+            case {"username": str(name), "password": str(password)} if max(len(name), len(password)) <= MAX_TEXT:
                 user = await users.authenticate(name, password)
             case _:
                 user = None

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     :returns: the exit status.
     """
-    parser = argparse.ArgumentParser(prog="python -m examples.login.client", description="Log in to the example's server.")
+    parser = argparse.ArgumentParser(prog="python -m examples.login.client", description="Log in, as the page does.")
     parser.add_argument("url", nargs="?", default="http://127.0.0.1:8000")
     parser.add_argument("username", nargs="?", default="demo")
     parser.add_argument("--backend", choices=["asyncio", "trio"], default="asyncio", help="default: asyncio")
