@@ -2,5 +2,5 @@
 
 Read :mod:`~examples.login.channels` first: it is the API. Around it are :mod:`~examples.login.users` (a database with
 hashed passwords), :mod:`~examples.login.tokens` (signed, expiring), :mod:`~examples.login.server` (the command that
-serves API and page on one port) and :mod:`~examples.login.client` (the same flow in Python). The page is in ``static/``.
+serves API and page on one port) and :mod:`~examples.login.client` (the same flow in Python). The page: ``static/``.
 """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -65,21 +64,19 @@ def test_the_module_and_a_stock_server(node: str, chromium: str) -> None:
 @pytest.fixture(params=["asyncio", "trio"])
 def server(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The example's server as a process, and its URL."""
-    command = [
-        sys.executable,
-        "-m",
-        "examples.login",
-        "--port=0",
-        f"--backend={request.param}",
-        f"--password={PASSWORD}",
-    ]
+    arguments = ["--port=0", f"--backend={request.param}", f"--password={PASSWORD}"]
+    command = [sys.executable, "-m", "examples.login", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
-            urls = (match[0] for line in process.stdout if (match := re.search(r"http://\S+", line)))
-            yield process, next(urls)
+            output = ""
+            while not (match := re.search(r"http://\S+", output)):
+                line = process.stdout.readline()
+                assert line, f"the server ended before it printed its URL: {output!r}"
+                output += line
+            yield process, match[0]
         finally:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
 
 
 def test_a_person_logs_in(node: str, chromium: str, server: tuple[subprocess.Popen[str], str]) -> None:
