@@ -1,0 +1,397 @@
+"""WebSocket over an AnyIO byte stream: the frames are those of the ``websockets`` package's sans-I/O core.
+
+:class:`WebSocket` carries whole messages, :class:`StreamTransport` carries Engine.IO packets over it. Every exception
+of the byte stream, of TLS and of the core becomes one of ours here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from typing import Literal
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+from websockets.exceptions import ProtocolError as CoreProtocolError
+from websockets.frames import Close, Frame, Opcode
+from websockets.protocol import Protocol, Side, State
+
+from ..errors import ConnectionLost, ProtocolError
+from ..protocol.engineio import Packet, decode, encode
+from ..settings import Settings
+
+#: bytes of one read. It bounds what a peer makes the core build at once: frames, and the pongs that the core adds by
+#: itself, which are all written before the next read.
+READ_SIZE = 65_536
+#: bytes of one write, each of which has the stall timeout of its own: a slow peer takes them one by one
+WRITE_SIZE = 65_536
+#: fragments of one message; 4096 of them carry the default payload limit in pieces of 244 bytes
+MAX_FRAGMENTS = 4096
+#: empty fragments of one message; senders that end a message with one, or begin it with one, need two
+MAX_EMPTY_FRAGMENTS = 16
+
+_STREAM_ERRORS = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError)
+_FRAME_KEYS = {3: "websocket frame 3", 4: "websocket frame 4"}
+
+#: where the core logs; at the level DEBUG it logs every frame
+_core_logger = logging.getLogger(f"{__name__}.frames")
+
+
+def open_core(handshake: Protocol, settings: Settings) -> Protocol:
+    """The frame machine of a WebSocket whose handshake is done.
+
+    :param handshake: the core's server or client object that negotiated, for its side and its extensions.
+    """
+    core = Protocol(handshake.side, state=State.OPEN, max_size=settings.max_payload, logger=_core_logger)
+    core.extensions = handshake.extensions
+    return core
+
+
+def frame_of(message: str | bytes) -> bytes:
+    """A message as one unmasked, uncompressed WebSocket frame, as a server sends it."""
+    if isinstance(message, str):
+        return Frame(Opcode.TEXT, message.encode()).serialize(mask=False)
+    return Frame(Opcode.BINARY, message).serialize(mask=False)
+
+
+class WebSocket:
+    """A WebSocket after its handshake: whole messages over an AnyIO byte stream, which it owns and closes.
+
+    One task may receive while others send; sends are kept apart by a lock.
+
+    :param stream: carries the bytes.
+    :param core: from :func:`open_core`.
+    :param settings: for ``max_payload``, ``stall_timeout`` and ``close_timeout``.
+    :param leading: bytes that were read together with the handshake.
+    """
+
+    def __init__(
+        self, stream: anyio.abc.ByteStream, core: Protocol, settings: Settings, *, leading: bytes = b""
+    ) -> None:
+        self._stream = stream
+        self._core = core
+        self._stall = settings.stall
+        self._close_timeout = settings.close_timeout
+        self._max_size = settings.max_payload
+        self._lock = anyio.Lock(fast_acquire=True)
+        self._reading = anyio.ResourceGuard("receiving from")
+        #: set when nothing more will be received: the peer's Close, a failure, or the end of the stream
+        self._ended = anyio.Event()
+        self._leading = leading
+        self._received: list[str | bytes] = []
+        self._end: Exception | None = None
+        self._eof = False
+        self._lost: ConnectionLost | None = None
+        self._closed = False
+        self._opcode = Opcode.CONT
+        self._fragments = bytearray()
+        self._fragment_count = self._empty_count = 0
+
+    @property
+    def prepared(self) -> bool:
+        """Whether :meth:`send_frames` may be used: frames that are neither masked nor compressed suit every peer."""
+        return self._core.side is Side.SERVER and not self._core.extensions
+
+    @property
+    def close_code(self) -> int | None:
+        """The code of the peer's Close frame; 1005 if that had none, ``None`` if none came."""
+        return self._core.close_rcvd.code if self._core.close_rcvd is not None else None
+
+    @property
+    def close_reason(self) -> str:
+        """The reason in the peer's Close frame."""
+        return self._core.close_rcvd.reason if self._core.close_rcvd is not None else ""
+
+    # -- sending
+
+    async def send(self, messages: Sequence[str | bytes]) -> None:
+        """Send whole messages in order, with as few writes as their size allows.
+
+        Cancelled while it waits for another sender it has sent nothing; later, the WebSocket is good for :meth:`aclose`
+        only.
+
+        :raises anyio.ClosedResourceError: this side has closed the WebSocket.
+        :raises ConnectionLost: the peer has closed it or is gone, or takes no bytes for the stall timeout (code
+            ``"stalled"``).
+        """
+        async with self._lock:
+            self._check_open()
+            for message in messages:
+                if isinstance(message, str):
+                    self._core.send_text(message.encode())
+                else:
+                    self._core.send_binary(message)
+            await self._write(self._core.data_to_send())
+
+    async def send_frames(self, frames: Sequence[bytes]) -> None:
+        """Send finished frames of :func:`frame_of`, where :attr:`prepared` is true; otherwise like :meth:`send`."""
+        async with self._lock:
+            self._check_open()
+            await self._write([*self._core.data_to_send(), *frames])
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise anyio.ClosedResourceError
+        if self._lost is not None:
+            raise _again(self._lost)
+        if isinstance(self._end, ProtocolError):
+            raise ConnectionLost("transport error", str(self._end))
+        if self._core.state is not State.OPEN:
+            raise ConnectionLost("transport close", "the peer has closed the WebSocket")
+
+    async def _write(self, frames: Sequence[bytes]) -> None:
+        """The one place that writes; the caller holds the lock. An empty frame is the core's mark for half-closing."""
+        data = b"".join(frames)
+        for start in range(0, len(data), WRITE_SIZE):
+            chunk = data if len(data) <= WRITE_SIZE else data[start : start + WRITE_SIZE]
+            written = False
+            try:
+                with anyio.move_on_after(self._stall):
+                    await self._stream.send(chunk)
+                    written = True
+            except _STREAM_ERRORS as exc:
+                if self._closed and isinstance(exc, anyio.ClosedResourceError):
+                    raise
+                self._lost = ConnectionLost("transport error", _describe(exc))
+                raise self._lost from exc
+            except anyio.get_cancelled_exc_class():
+                self._lost = ConnectionLost("transport error", "a write was cancelled half way")
+                raise
+            if not written:
+                self._lost = ConnectionLost("stalled", f"the peer took no bytes for {self._stall:g} seconds")
+                raise self._lost
+
+    # -- receiving
+
+    async def receive(self) -> list[str | bytes]:
+        """Wait for messages: all whole ones that one read has brought, at least one.
+
+        Pings are answered, and Close frames too, before more is read. Safe to cancel: nothing is lost.
+
+        :raises anyio.EndOfStream: the peer has closed the WebSocket with a Close frame.
+        :raises anyio.ClosedResourceError: this side has closed it.
+        :raises anyio.BusyResourceError: another task is receiving.
+        :raises ConnectionLost: the peer is gone.
+        :raises ProtocolError: the peer sent something invalid and was sent the close code for it.
+        """
+        with self._reading:
+            while True:
+                if self._closed:
+                    raise anyio.ClosedResourceError
+                if self._core.writes:
+                    await self._answer()
+                if self._received:
+                    received, self._received = self._received, []
+                    return received
+                if self._end is not None:
+                    raise _again(self._end)
+                if self._lost is not None:
+                    raise _again(self._lost)
+                await self._read()
+
+    async def _read(self) -> None:
+        """Read once; afterwards there are messages, answers to write, the end, or none of them yet."""
+        if self._leading:
+            data, self._leading = self._leading[:READ_SIZE], self._leading[READ_SIZE:]
+        else:
+            try:
+                data = await self._stream.receive(READ_SIZE)
+            except anyio.EndOfStream:
+                self._eof = True
+                self._finish(ConnectionLost("transport close", "the peer is gone without closing the WebSocket"))
+                return
+            except _STREAM_ERRORS as exc:
+                if self._closed and isinstance(exc, anyio.ClosedResourceError):
+                    raise
+                self._eof = True
+                self._finish(ConnectionLost("transport error", _describe(exc)))
+                return
+        self._core.receive_data(data)
+        for frame in self._core.events_received():
+            if isinstance(frame, Frame) and not self._take(frame):
+                break
+        core = self._core
+        if core.parser_exc is not None:
+            self._finish(ProtocolError(f"invalid WebSocket frame: {core.parser_exc}"))
+        elif core.close_rcvd is not None:
+            self._finish(anyio.EndOfStream(str(core.close_rcvd)))
+
+    def _take(self, frame: Frame) -> bool:
+        """Add a frame to the messages; returns whether the next one may be looked at."""
+        opcode = frame.opcode
+        if opcode is Opcode.TEXT or opcode is Opcode.BINARY:
+            if frame.fin:
+                return self._complete(opcode, frame.data)
+            self._opcode = opcode
+            self._fragment_count = self._empty_count = 0
+        elif opcode is not Opcode.CONT:
+            return True
+        self._fragments += frame.data
+        self._fragment_count += 1
+        self._empty_count += not frame.data
+        if self._fragment_count > MAX_FRAGMENTS or self._empty_count > MAX_EMPTY_FRAGMENTS:
+            return self._fail(1008, "too many fragments")
+        if len(self._fragments) > self._max_size:
+            return self._fail(1009, "message too big")
+        if frame.fin:
+            data, self._fragments = self._fragments, bytearray()
+            return self._complete(self._opcode, data)
+        return True
+
+    def _complete(self, opcode: Opcode, data: bytes | bytearray | memoryview) -> bool:
+        if opcode is Opcode.BINARY:
+            self._received.append(bytes(data))
+            return True
+        try:
+            self._received.append(str(data, "utf-8"))
+        except UnicodeDecodeError:
+            return self._fail(1007, "text is not UTF-8")
+        return True
+
+    def _fail(self, code: int, reason: str) -> bool:
+        if self._core.parser_exc is None and self._core.close_rcvd is None:
+            self._core.fail(code, reason)
+        self._finish(ProtocolError(reason))
+        return False
+
+    def _finish(self, end: Exception) -> None:
+        if self._end is None:
+            self._end = end
+            self._fragments = bytearray()
+            self._ended.set()
+
+    async def _answer(self) -> None:
+        """Write the core's own frames: pongs and Close. A failure waits until the messages are delivered."""
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        try:
+            async with self._lock:
+                if self._lost is None:
+                    await self._write(self._core.data_to_send())
+        except ConnectionLost as exc:
+            self._finish(exc)
+        finally:
+            if self._lost is not None:
+                self._core.data_to_send()
+
+    # -- the end
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Close the WebSocket, then the stream. Idempotent.
+
+        Waits for the peer's part of the closing handshake for the close timeout at most; cancelled, it closes the hard
+        way.
+
+        :param code: a close code that may be sent: 1000 to 1003, 1007 to 1014, 3000 to 4999.
+        :param reason: a text, cut to the 123 bytes that a Close frame has room for.
+        """
+        if self._closed:
+            await anyio.lowlevel.checkpoint()
+            return
+        reason = reason.encode()[:123].decode(errors="ignore")
+        try:
+            Close(code, reason).check()
+        except CoreProtocolError:
+            raise ValueError(f"a Close frame cannot carry the code {code}") from None
+        closed = False
+        try:
+            with anyio.move_on_after(self._close_timeout):
+                await self._shake_hands(code, reason)
+                self._closed = True
+                await self._stream.aclose()
+                closed = True
+        except _STREAM_ERRORS:
+            pass
+        finally:
+            self._closed = True
+            self._finish(anyio.ClosedResourceError())
+            if not closed:
+                await self._close_hard()
+
+    async def _shake_hands(self, code: int, reason: str) -> None:
+        core = self._core
+        async with self._lock:
+            if self._eof or self._lost is not None:
+                return
+            if core.state is State.OPEN:
+                core.send_close(code, reason)
+            await self._write(core.data_to_send())
+        if core.side is Side.SERVER and isinstance(self._end, ProtocolError):
+            # with input unread, closing would reset the connection, and the peer might never see the Close frame
+            await self._half_close()
+        try:
+            with self._reading:
+                while not self._over:
+                    await self._read()
+                    self._received.clear()
+                    core.data_to_send()
+        except anyio.BusyResourceError:
+            await self._ended.wait()
+
+    @property
+    def _over(self) -> bool:
+        """Whether the stream may be closed: a server is the first to do so once the peer's Close is there."""
+        return self._eof or (self._core.side is Side.SERVER and self._core.close_rcvd is not None)
+
+    async def _half_close(self) -> None:
+        with contextlib.suppress(NotImplementedError):
+            await self._stream.send_eof()
+
+    async def _close_hard(self) -> None:
+        with contextlib.suppress(*_STREAM_ERRORS):
+            await anyio.aclose_forcefully(self._stream)
+
+
+class StreamTransport:
+    """The :class:`~brightsocket_anyio.transport.Transport` over a :class:`WebSocket`, which it owns and closes."""
+
+    def __init__(self, websocket: WebSocket, eio: Literal[3, 4]) -> None:
+        self._websocket = websocket
+        self._eio = eio
+        self._frame_key = _FRAME_KEYS[eio]
+        self._error: ProtocolError | None = None
+
+    @property
+    def name(self) -> Literal["websocket"]:
+        return "websocket"
+
+    async def send(self, packets: Sequence[Packet]) -> None:
+        eio = self._eio
+        if not self._websocket.prepared:
+            await self._websocket.send([encode(packet, eio) for packet in packets])
+            return
+        key = self._frame_key
+        frames = []
+        for packet in packets:
+            frame = packet.frames.get(key)
+            if frame is None:
+                frame = packet.frames[key] = frame_of(encode(packet, eio))
+            frames.append(frame)
+        await self._websocket.send_frames(frames)
+
+    async def receive(self) -> list[Packet]:
+        if self._error is not None:
+            raise ProtocolError(str(self._error))
+        eio = self._eio
+        packets: list[Packet] = []
+        messages = await self._websocket.receive()
+        try:
+            packets.extend(decode(message, eio) for message in messages)
+        except ProtocolError as exc:
+            if not packets:
+                raise
+            self._error = exc
+        return packets
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        await self._websocket.aclose(code, reason)
+
+
+def _describe(exc: Exception) -> str:
+    return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+
+
+def _again(exc: Exception) -> Exception:
+    """The same exception without the traceback of its last raise."""
+    return exc.with_traceback(None)
