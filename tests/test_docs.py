@@ -1,0 +1,67 @@
+"""The code in README and documentation does what it says."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import brightsocket_anyio
+from brightsocket_anyio import ChannelRefused, open_client
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def run_blocks(path: Path) -> list[dict[str, Any]]:
+    """Run each Python block of a page as a module of its own; returns their namespaces."""
+    blocks = []
+    for match in FENCE.finditer(path.read_text("utf-8")):
+        # with the block's place in the page, so that a traceback points there
+        source = "\n" * path.read_text("utf-8")[: match.start(1)].count("\n") + match[1]
+        namespace: dict[str, Any] = {"__name__": "block"}
+        exec(compile(source, str(path), "exec"), namespace)
+        blocks.append(namespace)
+    return blocks
+
+
+async def test_the_server_and_the_client_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    server, client = run_blocks(README)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as task_group:
+            bound = await task_group.start(partial(server["api"].serve, port=0))
+            await client["main"](bound.url)
+            async with open_client(bound.url) as intruder:
+                with pytest.raises(ChannelRefused, match="wrong password"):
+                    await intruder.connect("GUEST", {"password": "please"})
+            task_group.cancel_scope.cancel()
+    assert capsys.readouterr().out.splitlines() == ["{'id': 7, 'name': 'Morgiana'}", "hello, everyone"]
+
+
+@pytest.mark.parametrize("page", [README, *(ROOT / "docs").glob("*.md")], ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!\w+:)([^)#]+)", page.read_text("utf-8")):
+        place = page.parent / target
+        assert place.exists() or place.with_suffix(".md").exists(), target
+
+
+@pytest.mark.parametrize("page", (ROOT / "docs").glob("*.md"), ids=lambda page: page.name)
+def test_the_code_of_a_page_is_included_from_a_file_that_is_tested(page: Path) -> None:
+    assert not FENCE.search(page.read_text("utf-8"))
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    reference = (ROOT / "docs" / "reference.md").read_text("utf-8")
+    documented = set(re.findall(r"^\.\. auto\w+:: brightsocket_anyio\.(\w+)$", reference, re.MULTILINE))
+    public = {
+        name
+        for name, value in vars(brightsocket_anyio).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert documented == public
