@@ -4,11 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypedDict
 
 from .errors import ConfigurationError
 
 SlowConsumer = Literal["disconnect", "drop-oldest", "drop-newest"]
+
+
+class SettingKeywords(TypedDict, total=False):
+    """The keywords of :class:`Settings`."""
+
+    path: str
+    ping_interval: float
+    ping_timeout: float
+    connect_timeout: float
+    identify_timeout: float
+    upgrade_timeout: float
+    stall_timeout: float | None
+    close_timeout: float
+    grace: float
+    max_payload: int
+    max_attachments: int
+    max_buffered_messages: int
+    max_buffered_bytes: int
+    max_calls: int
+    allowed_origins: Literal["*"] | Sequence[str]
+    credentials: bool
+    slow_consumer: SlowConsumer
+    compression: bool
+    max_connections: int
+
+
+class ChannelKeywords(TypedDict, total=False):
+    """The settings that a channel can differ in; a channel has those of its bases, the later ones counting."""
+
+    grace: float
+    max_buffered_messages: int
+    max_buffered_bytes: int
+    max_calls: int
+    slow_consumer: SlowConsumer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

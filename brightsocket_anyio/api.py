@@ -1,0 +1,210 @@
+"""``Brightsocket``: the face of the server side."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeVar, Unpack, overload
+
+import anyio
+from anyio.abc import Listener, SocketAttribute, SocketStream, TaskStatus
+from anyio.streams.tls import TLSListener
+
+from .asgi import FrontDoor
+from .listener import serve_listener
+from .pool import Pool
+from .server import Channels, Server
+from .settings import ChannelKeywords, SettingKeywords, Settings
+from .transport import ASGIApp, Receive, Scope, Send
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Where an embedded server is bound: what ``await tg.start(api.serve)`` returns.
+
+    :ivar addresses: a ``(host, port)`` for each TCP socket, a path for each UNIX socket.
+    :ivar url: the URL of the first TCP socket; empty where there is none.
+    """
+
+    addresses: tuple[tuple[str, int] | str, ...]
+    url: str
+
+    @property
+    def port(self) -> int:
+        """The port of the first TCP socket.
+
+        :raises LookupError: there is none.
+        """
+        for address in self.addresses:
+            if not isinstance(address, str):
+                return address[1]
+        raise LookupError("the server is bound to no TCP socket")
+
+
+class Brightsocket:
+    """An API of channels, and an ASGI application.
+
+    It holds no state of an event loop: :meth:`serve`, an ASGI lifespan and :meth:`running` each run it, one after the other or at
+    the same time.
+
+    :param app: an ASGI application to wrap: it gets every request that is not ours, under :meth:`serve` as under any ASGI server.
+    :param settings: see :class:`Settings`.
+    :raises ConfigurationError: a setting has an unusable value.
+    :ivar pool: everyone connected.
+    """
+
+    def __init__(self, app: ASGIApp | None = None, **settings: Unpack[SettingKeywords]) -> None:
+        self.pool = Pool()
+        self._app = app
+        self._settings = Settings(**settings)
+        self._channels = Channels(self._settings)
+        self._running: list[Server] = []
+        self._front_door = FrontDoor(self._settings, app, lambda: self._running[-1] if self._running else None, self.running)
+
+    @overload
+    def connect(
+        self, name: str, extends: Sequence[str] = (), function: None = None, **settings: Unpack[ChannelKeywords]
+    ) -> Callable[[Function], Function]: ...
+
+    @overload
+    def connect(
+        self, name: str, extends: Sequence[str], function: Function, **settings: Unpack[ChannelKeywords]
+    ) -> Function: ...
+
+    @overload
+    def connect(self, name: str, extends: Function, **settings: Unpack[ChannelKeywords]) -> Function: ...
+
+    def connect(
+        self,
+        name: str,
+        extends: Any = (),
+        function: Callable[..., Any] | None = None,
+        **settings: Unpack[ChannelKeywords],
+    ) -> Any:
+        """Define a channel: a decorator, or a plain call with the function as the last argument.
+
+        The function is called with the :class:`Connection`, the identity and the webserver (as many of them as it takes) when a client names
+        the channel, after the functions of the channels that it extends. The client is let in when all of them have *settled*:
+        returned, sent something, begun to wait for an action or an answer, or called :meth:`Connection.accept`. Until then nothing is
+        delivered to any receiver. A function that returns leaves the connection open. One that raises :exc:`Refused` turns the
+        client away; any other exception ends the connection and is logged.
+
+        :param name: the channel's name; one that begins with ``/`` is a Socket.IO namespace.
+        :param extends: the channels that this one extends, defined earlier or later.
+        :param settings: those in which the channel differs from the API: ``grace``, ``max_buffered_messages``, ``max_buffered_bytes``,
+            ``max_calls``, ``slow_consumer``.
+        :raises ConfigurationError: a setting or the function cannot be used. Whether the channels fit together is checked when
+            the API is run.
+        """
+        if callable(extends) and function is None:
+            extends, function = (), extends
+        if function is not None:
+            self._channels.define(name, extends, function, settings)
+            return function
+
+        def decorate(function: Function) -> Function:
+            self._channels.define(name, extends, function, settings)
+            return function
+
+        return decorate
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """Run the API for requests that come through ASGI, where the host's lifespan does not reach it.
+
+        An application that is the outermost one needs no such thing: its ASGI lifespan does it. One that is mounted in another
+        does ``async with api.running()`` in that one's lifespan. Leaving it drains, as :meth:`drain` does, then ends what is left.
+
+        :raises ConfigurationError: a channel is defined twice, a base is unknown, or channels extend each other in a circle.
+        """
+        async with Server(self._channels, self._settings, self.pool, self._app) as server:
+            self._running.append(server)
+            try:
+                yield
+            finally:
+                self._running.remove(server)
+
+    async def drain(self) -> None:
+        """Take no new session, tell every client that the server goes away, and end the sessions. For a host to call.
+
+        Clients get a bare close, after which they come back. Returns when every session has ended.
+        """
+        for server in list(self._running):
+            await server.drain()
+
+    async def serve(
+        self,
+        *,
+        host: str | None = "127.0.0.1",
+        port: int = 8000,
+        uds: str | os.PathLike[str] | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        listeners: Sequence[Listener[Any]] = (),
+        task_status: TaskStatus[Bound] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve the API, and the wrapped application, with the embedded server. Runs until it is cancelled.
+
+        Cancelled, it drains: it stops accepting, tells every client, lets replies in flight go out, and ends, all within the sum of the
+        ``grace`` and ``close_timeout`` settings.
+
+        ``await tg.start(api.serve)`` returns a :class:`Bound` once requests are accepted.
+
+        :param host: the address or name to bind to, ``None`` for all interfaces.
+        :param port: the TCP port, 0 for any free one.
+        :param uds: the path of a UNIX socket to bind to instead.
+        :param ssl_context: serve TLS.
+        :param listeners: AnyIO listeners of byte streams to serve instead of binding; they are closed at the end.
+        :raises ConfigurationError: as :meth:`running`.
+        :raises OSError: the address cannot be bound.
+        """
+        bound = [*listeners] or [await _bind(host, port, uds, ssl_context)]
+        try:
+            async with Server(self._channels, self._settings, self.pool, self._app) as server:
+                door = FrontDoor(self._settings, self._app, lambda: server, self.running)
+                for listener in bound:
+                    server.task_group.start_soon(serve_listener, listener, door, server, self._settings)
+                task_status.started(_describe(bound, ssl_context is not None))
+                await anyio.sleep_forever()
+        finally:
+            for listener in bound:
+                with anyio.CancelScope(shield=True):
+                    await listener.aclose()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application."""
+        await self._front_door(scope, receive, send)
+
+
+async def _bind(
+    host: str | None, port: int, uds: str | os.PathLike[str] | None, ssl_context: ssl.SSLContext | None
+) -> Listener[Any]:
+    listener: Listener[SocketStream]
+    if uds is not None:
+        listener = await anyio.create_unix_listener(uds)
+    else:
+        listener = await anyio.create_tcp_listener(local_host=host, local_port=port)
+    return listener if ssl_context is None else TLSListener(listener, ssl_context, standard_compatible=False)
+
+
+def _describe(listeners: Sequence[Listener[Any]], tls: bool) -> Bound:
+    addresses: list[tuple[str, int] | str] = []
+    for listener in listeners:
+        for each in getattr(listener, "listeners", (listener,)):
+            address = each.extra(SocketAttribute.local_address, None)
+            if isinstance(address, tuple):
+                addresses.append((address[0], address[1]))
+            elif address is not None:
+                addresses.append(str(address))
+    url = ""
+    for address in addresses:
+        if isinstance(address, tuple):
+            host = f"[{address[0]}]" if ":" in address[0] else address[0]
+            url = f"{'https' if tls else 'http'}://{host}:{address[1]}"
+            break
+    return Bound(tuple(addresses), url)

@@ -1,0 +1,618 @@
+"""``Connection``: one client on one channel, the same class on both sides; and the core that its owner drives."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import anyio
+from anyio.abc import ObjectReceiveStream, TaskGroup
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
+
+from .errors import ConfigurationError, ConnectionLost
+from .inbox import Inbox, Item, Lane, Receiver
+from .protocol.state import Unit
+from .session import Session
+from .settings import Settings
+from .signature import adapt
+from .workers import Workers
+
+logger = logging.getLogger("brightsocket_anyio")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+#: the connections in whose tasks the current code runs, the innermost last
+_inside: contextvars.ContextVar[tuple[ConnectionCore, ...]] = contextvars.ContextVar("inside", default=())
+
+
+def enclosing() -> Callable[[], None]:
+    """What marks a later task as being inside the same connections as the current one."""
+    within = _inside.get()
+
+    def enter() -> None:
+        _inside.set(within)
+        settling.set(None)
+
+    return enter
+
+
+class Settling(Protocol):
+    """A channel's function that runs and has not settled yet."""
+
+    def settle(self) -> None: ...
+
+
+#: the channel's function that the current task belongs to
+settling: contextvars.ContextVar[Settling | None] = contextvars.ContextVar("settling", default=None)
+
+
+def unpack(args: tuple[Any, ...]) -> Any:
+    """A message's values as one: ``None`` for none, the value itself for one, a tuple for several."""
+    match args:
+        case ():
+            return None
+        case (value,):
+            return value
+    return args
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a connection ended.
+
+    ``code`` is ``"closed"`` where this side closed it, ``"ended"`` where the peer did; any other code is a loss.
+    """
+
+    code: str
+    reason: str
+
+    def exception(self) -> Exception:
+        """What code that still holds the connection gets."""
+        match self.code:
+            case "closed":
+                return anyio.ClosedResourceError(self.reason)
+            case "ended":
+                return anyio.EndOfStream(self.reason)
+        return ConnectionLost(self.code, self.reason)
+
+
+def _is_end(exc: BaseException) -> bool:
+    if isinstance(exc, BaseExceptionGroup):
+        return all(_is_end(each) for each in exc.exceptions)
+    return isinstance(exc, (anyio.ClosedResourceError, anyio.EndOfStream, anyio.BrokenResourceError))
+
+
+class _Stream(Receiver, ObjectReceiveStream[Any]):
+    """The stream that :meth:`Connection.receive` returns."""
+
+    def __init__(self, core: ConnectionCore) -> None:
+        Receiver.__init__(self, core.settings.max_buffered_messages, core.settings.max_buffered_bytes)
+        self._core = core
+        self._arrived: anyio.Event | None = None
+        self._closed = False
+        self._end: End | None = None
+
+    def put(self, item: Item, *, answer: bool) -> None:
+        self.buffer.push(item)
+        self._wake()
+
+    def end(self, end: End) -> None:
+        self._end = end
+        self._wake()
+
+    async def receive(self) -> Any:
+        """Wait for the action's next payload. Safe to cancel.
+
+        :raises anyio.EndOfStream: the peer ended the connection, and everything that had arrived has been received.
+        :raises ConnectionLost: the connection was lost, and everything that had arrived has been received.
+        :raises anyio.ClosedResourceError: the stream or its connection was closed on this side.
+        :raises anyio.BusyResourceError: another task receives from this stream.
+        """
+        await checkpoint()
+        self._core.settle()
+        if self._arrived is not None:
+            raise anyio.BusyResourceError("receiving from")
+        while True:
+            if self._closed or (self._end is not None and self._end.code == "closed"):
+                raise anyio.ClosedResourceError
+            if self.buffer.items:
+                break
+            if self._end is not None:
+                raise self._end.exception()
+            self._arrived = anyio.Event()
+            try:
+                await self._arrived.wait()
+            finally:
+                self._arrived = None
+        item = self.buffer.pop()
+        self.freed()
+        return unpack(item.args)
+
+    async def aclose(self) -> None:
+        """Stop receiving. What has arrived and was not received waits for the action's next receiver. Idempotent."""
+        self._close()
+        await checkpoint()
+
+    def _close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._core.forget(self)
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._arrived is not None:
+            self._arrived.set()
+
+
+class Handler(Receiver):
+    """A function that takes an action's payloads, ``limit`` at a time.
+
+    :param failed: told of what the function raises; where it is ``None``, that comes out of the workers' scope.
+    """
+
+    answers = True
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        limit: int,
+        settings: Settings,
+        workers: Callable[[], Workers],
+        failed: Callable[[Exception], None] | None = None,
+    ) -> None:
+        if limit < 1:
+            raise ConfigurationError(f"limit must be at least 1, not {limit!r}")
+        super().__init__(settings.max_buffered_messages, settings.max_buffered_bytes)
+        self._function = adapt(function, "a handler")
+        self._limit = limit
+        self._workers = workers
+        self._failed = failed
+        self._submitted = 0
+        self._running = 0
+        #: for each item of the buffer, whom to answer
+        self._callers: deque[ConnectionCore | None] = deque()
+        self.core: ConnectionCore | None = None
+
+    def put(self, item: Item, *, answer: bool) -> None:
+        self.buffer.push(item)
+        self._callers.append(self.core if answer else None)
+        self._submit()
+
+    def _submit(self) -> None:
+        if self._submitted < len(self.buffer.items) and self._submitted + self._running < self._limit:
+            self._submitted += 1
+            self._workers().submit(self._work)
+
+    async def _work(self) -> None:
+        self._submitted -= 1
+        self._running += 1
+        item = self.buffer.pop()
+        caller = self._callers.popleft()
+        self.freed()
+        self._submit()
+        try:
+            result = await self._function(*item.args)
+            if caller is not None and item.id is not None:
+                await caller.answer(item.id, result if isinstance(result, tuple) else (result,))
+        except Exception as exc:
+            if self._failed is None:
+                raise
+            self._failed(exc)
+        finally:
+            self._running -= 1
+            self._submit()
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    over: anyio.Event
+    args: tuple[Any, ...] | None = None
+
+
+class ConnectionCore:
+    """What a connection does, for whoever owns it: its scope, its inbox, its outgoing messages, its end.
+
+    :param failed: told of an exception of a handler or filter, before the connection ends by it; where it is ``None`` the exception
+        is the owner's, out of :meth:`run`.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        namespace: str,
+        settings: Settings,
+        *,
+        id: str,
+        failed: Callable[[Exception], End] | None = None,
+    ) -> None:
+        self.session = session
+        self.namespace = namespace
+        self.settings = settings
+        self.id = id
+        self.ended: End | None = None
+        self.over = anyio.Event()
+        self.accepted = False
+        self.dropped = 0
+        self.inbox = Inbox(
+            settings.max_buffered_messages,
+            settings.max_buffered_bytes,
+            filter=self._filter,
+            answer=self._answer_nothing,
+            dropped=self._note_dropped,
+            changed=self._note_changed,
+        )
+        self._failed = failed
+        self._filters: list[Callable[..., Awaitable[Any]]] = []
+        self._streams: set[_Stream] = set()
+        self._calls: dict[int, _Call] = {}
+        self._call_slots = anyio.Semaphore(settings.max_calls, fast_acquire=True)
+        self._held: list[Unit] = []
+        self._held_size = 0
+        self._ending = anyio.Event()
+        self._decided = anyio.Event()
+        self._scope = anyio.CancelScope()
+        self._within = (*_inside.get(), self)
+        self._task_group: TaskGroup
+        self._workers: Workers
+        self._room = anyio.Event()
+
+    # -- the scope
+
+    async def run(self, setup: Callable[[], Awaitable[None]] | None = None) -> None:
+        """The connection's scope. Returns once it has ended and every task in it has finished.
+
+        :param setup: runs in the scope before anything is delivered.
+        """
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as self._task_group:
+                    self._workers = Workers(self._task_group, self.enter)
+                    if setup is not None:
+                        await setup()
+                    await self._ending.wait()
+                    with anyio.move_on_after(self.settings.grace):
+                        await self._workers.wait_quiet()
+                    self._scope.cancel()
+        finally:
+            self.end(End("closed", "the connection's scope was cancelled"))
+
+    def start(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Run a function in the connection's scope."""
+        self._workers.submit(function)
+
+    def enter(self) -> None:
+        """Mark the current task as one of the connection's."""
+        _inside.set(self._within)
+        settling.set(None)
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the current task is one of the connection's."""
+        return self in _inside.get()
+
+    def end(self, end: End) -> None:
+        """End the connection; the first end counts. Its scope is cancelled, its streams and calls end."""
+        if self.ended is not None:
+            return
+        self.ended = end
+        for stream in self._streams:
+            stream.end(end)
+        for call in self._calls.values():
+            call.over.set()
+        self.inbox.close()
+        self._held.clear()
+        self._ending.set()
+        self._decided.set()
+        self.session.wake()
+        if not self.settings.grace:
+            self._scope.cancel()
+
+    def fail(self, exc: Exception) -> None:
+        """A function of the connection's has failed. Having run into the connection's own end is no failure."""
+        if self.ended is not None and _is_end(exc):
+            return
+        if self._failed is None:
+            raise exc
+        self.end(self._failed(exc))
+
+    def accept(self, units: list[Unit]) -> None:
+        """The connection is accepted: send ``units``, then what was sent meanwhile; deliver what has arrived meanwhile."""
+        for unit in (*units, *self._held):
+            self.session.push(unit)
+        self._held.clear()
+        self._held_size = 0
+        self.accepted = True
+        self._decided.set()
+        self.inbox.accept()
+
+    def settle(self) -> None:
+        """The current task waits for the peer or sends to it: its channel's function has settled."""
+        if (function := settling.get()) is not None:
+            function.settle()
+
+    # -- sending
+
+    def check(self) -> None:
+        """:raises: what :meth:`End.exception` gives, if the connection has ended."""
+        if self.ended is not None:
+            raise self.ended.exception()
+
+    async def send(self, unit: Unit) -> None:
+        """Send a unit once the connection is accepted. Returns when a buffer has taken it."""
+        await checkpoint_if_cancelled()
+        self.settle()
+        if not self.accepted:
+            size = sum(packet.size for packet in unit)
+            if not self._held or (
+                len(self._held) < self.settings.max_buffered_messages
+                and self._held_size + size <= self.settings.max_buffered_bytes
+            ):
+                self._held.append(unit)
+                self._held_size += size
+                return
+            await self.wait_accepted()
+        try:
+            await self.session.send(unit)
+        except anyio.ClosedResourceError:
+            self.check()
+            ending = self.session.ending
+            raise ConnectionLost(ending.code if ending else "transport error", "the session is over") from None
+
+    async def wait_accepted(self) -> None:
+        """Wait until the connection is accepted."""
+        self.settle()
+        await self._decided.wait()
+        self.check()
+
+    async def call(self, action: str, args: tuple[Any, ...]) -> Any:
+        async with self._call_slots:
+            self.check()
+            id = self.session.automaton.next_id()
+            unit = self.session.automaton.encode_action(self.namespace, action, args, id)
+            self._calls[id] = call = _Call(anyio.Event())
+            try:
+                self.session.wake()
+                await self.send(unit)
+                await call.over.wait()
+            finally:
+                del self._calls[id]
+            if call.args is None:
+                self.check()
+            assert call.args is not None
+            return unpack(call.args)
+
+    @property
+    def calling(self) -> bool:
+        """Whether a call awaits its answer."""
+        return bool(self._calls)
+
+    async def answer(self, id: int, args: tuple[Any, ...]) -> None:
+        """Answer a peer's call; without effect when the connection has ended.
+
+        :raises ValueError: a value cannot be sent.
+        """
+        unit = self.session.automaton.encode_answer(self.namespace, id, args)
+        try:
+            self.check()
+            await self.send(unit)
+        except (anyio.ClosedResourceError, anyio.EndOfStream, anyio.BrokenResourceError):
+            logger.debug("nobody waits for the answer any more")
+
+    def _answer_nothing(self, item: Item) -> None:
+        assert item.id is not None
+        self.session.push(self.session.automaton.encode_answer(self.namespace, item.id, ()))
+
+    # -- receiving
+
+    def deliver(self, action: str, args: tuple[Any, ...], id: int | None, size: int) -> bool:
+        """Take an action that has arrived; returns False when even the overflow is full."""
+        return self.ended is not None or self.inbox.add(action, args, id, size)
+
+    def resolve(self, id: int, args: tuple[Any, ...]) -> None:
+        """Take the answer to a call; one that nobody waits for is ignored."""
+        call = self._calls.get(id)
+        if call is not None and call.args is None:
+            call.args = args
+            call.over.set()
+
+    def receive(self, action: str) -> ObjectReceiveStream[Any]:
+        self.check()
+        stream = _Stream(self)
+        self._streams.add(stream)
+        self.inbox.attach(action, stream)
+        return stream
+
+    def forget(self, stream: _Stream) -> None:
+        """A stream has closed."""
+        self._streams.discard(stream)
+        self.inbox.detach(stream)
+
+    def attach(self, action: str, handler: Handler) -> None:
+        """Let a handler take an action."""
+        handler.core = self
+        self.inbox.attach(action, handler)
+
+    def on(self, action: str, function: Callable[..., Any], limit: int) -> None:
+        self.check()
+        self.attach(action, Handler(function, limit, self.settings, lambda: self._workers, self.fail))
+
+    def add_filter(self, function: Callable[..., Any]) -> None:
+        self.check()
+        self._filters.append(adapt(function, "a filter"))
+        self.inbox.filtering = True
+
+    # -- filters
+
+    def _filter(self, lane: Lane) -> None:
+        async def work() -> None:
+            item = self.inbox.take(lane)
+            try:
+                if item is not None:
+                    await self._run_filters(tuple(self._filters), lane, item)
+            except Exception as exc:
+                self.fail(exc)
+            finally:
+                self.inbox.done(lane)
+
+        self._workers.submit(work)
+
+    async def _run_filters(self, filters: tuple[Callable[..., Awaitable[Any]], ...], lane: Lane, item: Item) -> None:
+        if not filters:
+            while self.ended is None and not self.inbox.has_room(lane, item):
+                self._room = anyio.Event()
+                await self._room.wait()
+            if self.ended is None:
+                self.inbox.hand_on(lane, item)
+            return
+        forwarded = False
+
+        async def forward(*payload: Any) -> None:
+            nonlocal forwarded
+            if forwarded:
+                raise RuntimeError("a filter forwards an action at most once")
+            forwarded = True
+            if payload:
+                item.args = payload
+            await self._run_filters(filters[1:], lane, item)
+
+        await filters[0](lane.action, unpack(item.args), forward)
+
+    def _note_dropped(self, action: str) -> None:
+        self.dropped += 1
+        if self.dropped == 1:
+            logger.warning("the inbox is full: dropped the oldest action, %s, which nothing receives", action)
+        else:
+            logger.debug("the inbox is full: dropped %s, %d so far", action, self.dropped)
+
+    def _note_changed(self) -> None:
+        self._room.set()
+        self.session.wake()
+
+
+class Connection:
+    """One client on one channel. Both sides have one, and both use it the same way.
+
+    It is a scope: its handlers, filters and (on the server) its channel's functions are tasks in it. However it ends, its streams end,
+    its tasks are cancelled and have finished before anyone hears that it is over. It is made by the server, or by
+    :meth:`Client.connect`, and closed by whoever made it; :meth:`aclose` ends it earlier.
+
+    :ivar id: its id, which :meth:`Pool.send` takes: the Socket.IO id of the client.
+    :ivar channel: the name of the channel.
+    :ivar identity: what the client handed over.
+    :ivar webserver: what the application is mounted on or wrapped around: the wrapped ASGI application, or the host's ASGI
+        ``scope["app"]``; ``None`` where there is neither, and on the client.
+    """
+
+    def __init__(self, core: ConnectionCore, channel: str, identity: Mapping[str, Any], webserver: Any = None) -> None:
+        self._core = core
+        self.channel = channel
+        self.identity = identity
+        self.webserver = webserver
+
+    def __repr__(self) -> str:
+        state = "open" if self._core.ended is None else self._core.ended.code
+        return f"<Connection {self.channel} {state}>"
+
+    @property
+    def id(self) -> str:
+        return self._core.id
+
+    @property
+    def dropped(self) -> int:
+        """How many actions that nothing received have been dropped because the inbox was full."""
+        return self._core.dropped
+
+    async def send(self, action: str, *payload: Any) -> None:
+        """Send an action, with no value, one or several.
+
+        Returns when a bounded buffer has taken it; waits while that is full. Cancelled, the whole message is sent or nothing.
+
+        :param payload: JSON values, in which there may be :class:`bytes`; NaN and the infinities become null.
+        :raises ValueError: the payload cannot be sent, or the name is one of Socket.IO's or Brightsocket's own.
+        :raises anyio.ClosedResourceError: this side has closed the connection.
+        :raises anyio.EndOfStream: the peer has ended the connection.
+        :raises ConnectionLost: the connection was lost.
+        """
+        core = self._core
+        core.check()
+        await core.send(core.session.automaton.encode_action(core.namespace, action, payload))
+
+    async def call(self, action: str, *payload: Any) -> Any:
+        """Send an action and wait for the peer's answer (a Socket.IO acknowledgement).
+
+        There is no timeout: use :func:`anyio.move_on_after` or :func:`anyio.fail_after`. Cancelled, the answer is ignored when it comes.
+        While a call waits, the session reads on even if receivers are full, within a bound past which it ends.
+
+        :returns: ``None`` for an empty answer, the value for one, a tuple for several.
+        :raises: as :meth:`send`; also when the connection ends before the answer.
+        """
+        core = self._core
+        core.check()
+        return await core.call(action, payload)
+
+    def receive(self, action: str) -> ObjectReceiveStream[Any]:
+        """Receive an action's payloads as a stream: ``None`` for none, the value for one, a tuple for several.
+
+        It receives from this moment on, what the inbox holds for the action first; close it (``async with``) to stop. Every receiver of
+        an action gets every payload. A full stream holds back the reading of its session.
+
+        :raises: as :meth:`send`, when the connection has ended.
+        """
+        return self._core.receive(action)
+
+    def on(self, action: str, *, limit: int = 1) -> Callable[[Function], Function]:
+        """Handle an action: a decorator for a function of the payload's values.
+
+        The function runs in the connection's scope, for one payload after the other (or ``limit`` at a time). Missing values are
+        ``None``, surplus ones are left out. What the first handler of an action returns answers a peer's :meth:`call`: a tuple
+        is several values. If it raises, a server's connection ends and the peer is told; a client's exception comes out of
+        ``open_client``.
+
+        :param limit: how many payloads are handled at the same time.
+        :raises ConfigurationError: the function cannot be called with positional arguments, or ``limit`` is less than 1.
+        :raises: as :meth:`send`, when the connection has ended.
+        """
+
+        def decorate(function: Function) -> Function:
+            self._core.on(action, function, limit)
+            return function
+
+        return decorate
+
+    def add_filter(self, function: Function) -> Function:
+        """Put a function before all receivers: ``await function(action, payload, forward)``. Usable as a decorator.
+
+        Filters run in the order they were added, once for each action. ``await forward()`` lets the action pass, ``await
+        forward(payload)`` with another payload; it returns when the receivers hold it, and may be called once. If it is not called, nobody
+        sees the action.
+
+        :raises ConfigurationError: the function cannot be called with positional arguments.
+        :raises: as :meth:`send`, when the connection has ended.
+        """
+        self._core.add_filter(function)
+        return function
+
+    async def accept(self) -> None:
+        """In a channel's function: it has checked what it had to. Returns when the connection is accepted.
+
+        A function that sends, waits for an action or returns has said so without this. Without effect on the client.
+
+        :raises: as :meth:`send`, when the connection ends instead.
+        """
+        await self._core.wait_accepted()
+
+    async def aclose(self) -> None:
+        """End the connection: what was accepted for sending is sent, within the close timeout. Idempotent.
+
+        Returns when everything in the connection's scope has finished. From inside that scope it does not wait: the current task is
+        cancelled at its next checkpoint, as the others are.
+        """
+        core = self._core
+        core.end(End("closed", "this side closed the connection"))
+        if core.is_inside:
+            return
+        await core.over.wait()

@@ -1,0 +1,269 @@
+"""The inbox of a connection: what has arrived and not been received, action by action. Nothing in here waits.
+
+Each action name has a *lane*: what has arrived for it, in order, and its receivers. A lane without receivers keeps what has
+arrived, within the inbox's bound: the oldest of all such lanes is dropped for what comes later. A lane with receivers hands on
+as long as every one of them has room; then it fills up, and once it is full the session must not read on. Filters, where there are
+any, come between: they take one item of a lane at a time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One action that has arrived. ``id``: the peer waits for an answer. ``filtered``: all filters have let it pass."""
+
+    args: tuple[Any, ...]
+    id: int | None
+    size: int
+    order: int
+    filtered: bool = False
+
+
+class Buffer:
+    """A bounded queue of items that counts them and their bytes; one that is larger than the bound goes in alone."""
+
+    __slots__ = ("items", "max_items", "max_size", "size")
+
+    def __init__(self, max_items: int, max_size: int) -> None:
+        self.items: deque[Item] = deque()
+        self.size = 0
+        self.max_items = max_items
+        self.max_size = max_size
+
+    def has_room(self, size: int, times: int = 1) -> bool:
+        """Whether an item of ``size`` bytes fits in, the bounds taken ``times`` over."""
+        if not self.items:
+            return True
+        return len(self.items) < times * self.max_items and self.size + size <= times * self.max_size
+
+    def push(self, item: Item) -> None:
+        self.items.append(item)
+        self.size += item.size
+
+    def push_back(self, item: Item) -> None:
+        self.items.appendleft(item)
+        self.size += item.size
+
+    def pop(self) -> Item:
+        item = self.items.popleft()
+        self.size -= item.size
+        return item
+
+
+class Receiver(ABC):
+    """What takes an action's items: a stream or a handler.
+
+    :ivar answers: whether its result answers the peer's call.
+    """
+
+    answers: bool = False
+
+    def __init__(self, max_items: int, max_size: int) -> None:
+        self.buffer = Buffer(max_items, max_size)
+        self.inbox: Inbox | None = None
+        self.action = ""
+
+    @abstractmethod
+    def put(self, item: Item, *, answer: bool) -> None:
+        """Take an item, for which there is room. :param answer: the peer's call is this receiver's to answer."""
+
+    def freed(self) -> None:
+        """To be called when room has come free in the buffer."""
+        if self.inbox is not None:
+            self.inbox.pump(self.action)
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    action: str
+    waiting: Buffer
+    receivers: list[Receiver]
+    #: filters are at work on one of its items
+    busy: bool = False
+
+
+class Inbox:
+    """The lanes of one connection.
+
+    :param filter: asked to filter a lane's next item; ``None`` while there are no filters.
+    :param answer: answers a peer's call with nothing.
+    :param dropped: told the action of each item that is dropped.
+    :param changed: called whenever :attr:`full` may have become false, or an item may have been taken.
+    """
+
+    def __init__(
+        self,
+        max_items: int,
+        max_size: int,
+        *,
+        filter: Callable[[Lane], None],
+        answer: Callable[[Item], None],
+        dropped: Callable[[str], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self._max_items = max_items
+        self._max_size = max_size
+        self._filter = filter
+        self._answer = answer
+        self._dropped = dropped
+        self._changed = changed
+        self._lanes: dict[str, Lane] = {}
+        self._unclaimed = 0
+        self._unclaimed_size = 0
+        self._full: set[str] = set()
+        self._order = 0
+        self.filtering = False
+        self.open = False
+
+    @property
+    def full(self) -> bool:
+        """Whether a lane that has receivers is full."""
+        return bool(self._full)
+
+    def add(self, action: str, args: tuple[Any, ...], id: int | None, size: int) -> bool:
+        """Take what has arrived; returns False, and takes nothing, when even the overflow is full."""
+        lane = self._lanes.get(action)
+        if lane is None:
+            lane = self._lanes[action] = self._new_lane(action)
+        if lane.receivers and not lane.waiting.has_room(size, 2):
+            return False
+        self._order += 1
+        lane.waiting.push(Item(args, id, size, self._order))
+        if lane.receivers:
+            self._pump(lane)
+        else:
+            self._count(1, size)
+            self._drop_overflow()
+        return True
+
+    def attach(self, action: str, receiver: Receiver) -> None:
+        """Add a receiver to an action; it gets what waits for the action first."""
+        lane = self._lanes.get(action)
+        if lane is None:
+            lane = self._lanes[action] = self._new_lane(action)
+        if not lane.receivers:
+            self._count(-len(lane.waiting.items), -lane.waiting.size)
+        lane.receivers.append(receiver)
+        receiver.inbox, receiver.action = self, action
+        self._pump(lane)
+
+    def detach(self, receiver: Receiver) -> None:
+        """Remove a receiver. What the last one leaves unread waits again, in its order."""
+        if receiver.inbox is not self:
+            return
+        receiver.inbox = None
+        lane = self._lanes[receiver.action]
+        lane.receivers.remove(receiver)
+        if lane.receivers:
+            self._pump(lane)
+            return
+        while receiver.buffer.items:
+            item = receiver.buffer.items.pop()
+            receiver.buffer.size -= item.size
+            lane.waiting.push_back(item)
+        self._count(len(lane.waiting.items), lane.waiting.size)
+        self._mark(lane)
+        self._drop_overflow()
+        self._tidy(lane)
+
+    def accept(self) -> None:
+        """The connection is accepted: whatever has receivers goes to them, in the order in which it arrived."""
+        self.open = True
+        lanes = [lane for lane in self._lanes.values() if lane.waiting.items and lane.receivers]
+        for lane in sorted(lanes, key=lambda lane: lane.waiting.items[0].order):
+            self._pump(lane)
+
+    def close(self) -> None:
+        """The connection is over: nothing is handed on any more, and what waits is let go."""
+        self.open = False
+        for lane in self._lanes.values():
+            for receiver in lane.receivers:
+                receiver.inbox = None
+        self._lanes.clear()
+        self._full.clear()
+
+    def pump(self, action: str) -> None:
+        """Hand on what an action's receivers have room for."""
+        lane = self._lanes.get(action)
+        if lane is not None:
+            self._pump(lane)
+
+    def has_room(self, lane: Lane, item: Item) -> bool:
+        """Whether every receiver of a lane has room for an item."""
+        return all(receiver.buffer.has_room(item.size) for receiver in lane.receivers)
+
+    def hand_on(self, lane: Lane, item: Item) -> None:
+        """Give an item to every receiver of its lane; where there is none left, it waits again, before the others."""
+        item.filtered = True
+        if not lane.receivers:
+            lane.waiting.push_back(item)
+            self._count(1, item.size)
+            self._drop_overflow()
+            return
+        answerer = next((receiver for receiver in lane.receivers if receiver.answers), None)
+        for receiver in list(lane.receivers):
+            receiver.put(item, answer=receiver is answerer and item.id is not None)
+        if answerer is None and item.id is not None:
+            self._answer(item)
+
+    def take(self, lane: Lane) -> Item | None:
+        """Take a lane's next item for the filters, if it still has one and a receiver; :meth:`done` follows."""
+        if not lane.receivers or not lane.waiting.items:
+            return None
+        item = lane.waiting.pop()
+        self._mark(lane)
+        return item
+
+    def done(self, lane: Lane) -> None:
+        """The filters have done with a lane's item."""
+        lane.busy = False
+        self._pump(lane)
+        self._tidy(lane)
+
+    def _new_lane(self, action: str) -> Lane:
+        return Lane(action, Buffer(self._max_items, self._max_size), [])
+
+    def _pump(self, lane: Lane) -> None:
+        waiting = lane.waiting
+        while self.open and waiting.items and lane.receivers and not lane.busy:
+            item = waiting.items[0]
+            if self.filtering and not item.filtered:
+                lane.busy = True
+                self._filter(lane)
+            elif self.has_room(lane, item):
+                waiting.pop()
+                self.hand_on(lane, item)
+            else:
+                break
+        self._mark(lane)
+        self._changed()
+
+    def _mark(self, lane: Lane) -> None:
+        if lane.receivers and not lane.waiting.has_room(1):
+            self._full.add(lane.action)
+        else:
+            self._full.discard(lane.action)
+
+    def _count(self, items: int, size: int) -> None:
+        self._unclaimed += items
+        self._unclaimed_size += size
+
+    def _drop_overflow(self) -> None:
+        while self._unclaimed > self._max_items or (self._unclaimed > 1 and self._unclaimed_size > self._max_size):
+            lanes = [lane for lane in self._lanes.values() if lane.waiting.items and not lane.receivers]
+            oldest = min(lanes, key=lambda lane: lane.waiting.items[0].order)
+            item = oldest.waiting.pop()
+            self._count(-1, -item.size)
+            self._dropped(oldest.action)
+            self._tidy(oldest)
+
+    def _tidy(self, lane: Lane) -> None:
+        if not lane.receivers and not lane.waiting.items and not lane.busy:
+            self._lanes.pop(lane.action, None)

@@ -1,0 +1,752 @@
+"""The automaton of one session: open, upgrade, heartbeat, connect, identify, close.
+
+It takes Engine.IO packets and the time, and it returns at most one event for a packet, the packets to answer with, and the
+next deadline. It never awaits, logs or reads a clock.
+
+Two tables say what may happen; a missing entry is the error. The rules behind them:
+
+- A session has one *road* (:data:`ROADS`). On polling a second road may be offered, probed and changed to, once and in this order;
+  a road that fails on the way leaves polling as it was.
+- Each Socket.IO namespace of a session has one *stay* (:data:`STAYS`). The asking side moves it to CONNECTING. The answering side admits
+  it (the main namespace, which names its channel later, by IDENTIFY), accepts it (a namespace that is itself a channel) or refuses it.
+- A second CONNECT, and anything but a CONNECT for a namespace that never was, are errors; what was in flight for a stay that has ended
+  is ignored. IDENTIFY may come again: a switch.
+- One side pings, the other answers: the server pings in Engine.IO 4, the client in Engine.IO 3. Whatever arrives proves that the peer
+  is alive. A side that holds back reading sees no ping, so it answers unasked, once each interval.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from ..errors import ProtocolError
+from ..settings import Settings
+from . import engineio, socketio
+from .engineio import Packet, PacketType
+
+IDENTIFY: Final = "BRIGHTSOCKET:IDENTIFY"
+IDENTIFIED: Final = "BRIGHTSOCKET:IDENTIFIED"
+REFUSED: Final = "BRIGHTSOCKET:REFUSED"
+CLOSED: Final = "BRIGHTSOCKET:CLOSED"
+CHANNEL: Final = "BRIGHTSOCKET:CHANNEL"
+PREFIX: Final = "BRIGHTSOCKET:"
+
+#: namespaces that a session may ever have asked for, each of which is remembered
+MAX_NAMESPACES: Final = 100
+
+#: one message: a header and its attachments, which nothing may come between
+Unit = tuple[Packet, ...]
+
+
+class Side(enum.Enum):
+    SERVER = enum.auto()
+    CLIENT = enum.auto()
+
+
+class Road(enum.Enum):
+    OPENING = enum.auto()
+    POLLING = enum.auto()
+    OFFERED = enum.auto()
+    PROBED = enum.auto()
+    WEBSOCKET = enum.auto()
+    CLOSED = enum.auto()
+
+
+class RoadInput(enum.Enum):
+    OPEN_POLLING = enum.auto()
+    OPEN_WEBSOCKET = enum.auto()
+    OFFER = enum.auto()
+    PROBE = enum.auto()
+    UPGRADE = enum.auto()
+    LOSE_OFFER = enum.auto()
+    CLOSE = enum.auto()
+
+
+class Stay(enum.Enum):
+    ABSENT = enum.auto()
+    CONNECTING = enum.auto()
+    CONNECTED = enum.auto()
+    IDENTIFYING = enum.auto()
+    ACTIVE = enum.auto()
+    ENDED = enum.auto()
+
+
+class StayInput(enum.Enum):
+    """What moves a stay: the first group comes from the peer, the second is what this side does."""
+
+    CONNECT = enum.auto()
+    CONNECT_ERROR = enum.auto()
+    DISCONNECT = enum.auto()
+    EVENT = enum.auto()
+    ACK = enum.auto()
+    IDENTIFY = enum.auto()
+    IDENTIFIED = enum.auto()
+    REFUSED = enum.auto()
+
+    ASK = enum.auto()
+    ADMIT = enum.auto()
+    ACCEPT = enum.auto()
+    REFUSE = enum.auto()
+    NAME = enum.auto()
+    LEAVE = enum.auto()
+
+
+_R, _RI, _S, _SI = Road, RoadInput, Stay, StayInput
+
+ROADS: Final[Mapping[Road, Mapping[RoadInput, Road]]] = {
+    _R.OPENING: {_RI.OPEN_POLLING: _R.POLLING, _RI.OPEN_WEBSOCKET: _R.WEBSOCKET, _RI.CLOSE: _R.CLOSED},
+    _R.POLLING: {_RI.OFFER: _R.OFFERED, _RI.CLOSE: _R.CLOSED},
+    _R.OFFERED: {_RI.PROBE: _R.PROBED, _RI.LOSE_OFFER: _R.POLLING, _RI.CLOSE: _R.CLOSED},
+    _R.PROBED: {_RI.UPGRADE: _R.WEBSOCKET, _RI.LOSE_OFFER: _R.POLLING, _RI.CLOSE: _R.CLOSED},
+    _R.WEBSOCKET: {_RI.CLOSE: _R.CLOSED},
+    _R.CLOSED: {},
+}
+
+_ENDED: Final[Mapping[StayInput, Stay]] = {
+    _SI.DISCONNECT: _S.ENDED,
+    _SI.EVENT: _S.ENDED,
+    _SI.ACK: _S.ENDED,
+    _SI.CONNECT_ERROR: _S.ENDED,
+    _SI.IDENTIFY: _S.ENDED,
+    _SI.IDENTIFIED: _S.ENDED,
+    _SI.REFUSED: _S.ENDED,
+}
+
+STAYS: Final[Mapping[Side, Mapping[Stay, Mapping[StayInput, Stay]]]] = {
+    Side.SERVER: {
+        _S.ABSENT: {_SI.CONNECT: _S.CONNECTING},
+        # CONNECT is not answered yet: actions wait
+        _S.CONNECTING: {
+            _SI.EVENT: _S.CONNECTING,
+            _SI.ACK: _S.CONNECTING,
+            _SI.DISCONNECT: _S.ENDED,
+            _SI.ADMIT: _S.CONNECTED,
+            _SI.ACCEPT: _S.ACTIVE,
+            _SI.REFUSE: _S.ENDED,
+            _SI.LEAVE: _S.ENDED,
+        },
+        # on the main namespace, and no channel named yet: actions go unheard
+        _S.CONNECTED: {
+            _SI.EVENT: _S.CONNECTED,
+            _SI.ACK: _S.CONNECTED,
+            _SI.IDENTIFY: _S.IDENTIFYING,
+            _SI.DISCONNECT: _S.ENDED,
+            _SI.REFUSE: _S.ENDED,
+            _SI.LEAVE: _S.ENDED,
+        },
+        # a channel is named and not entered yet: actions wait
+        _S.IDENTIFYING: {
+            _SI.EVENT: _S.IDENTIFYING,
+            _SI.ACK: _S.IDENTIFYING,
+            _SI.IDENTIFY: _S.IDENTIFYING,
+            _SI.DISCONNECT: _S.ENDED,
+            _SI.ACCEPT: _S.ACTIVE,
+            _SI.REFUSE: _S.ENDED,
+            _SI.LEAVE: _S.ENDED,
+        },
+        _S.ACTIVE: {
+            _SI.EVENT: _S.ACTIVE,
+            _SI.ACK: _S.ACTIVE,
+            _SI.IDENTIFY: _S.IDENTIFYING,
+            _SI.DISCONNECT: _S.ENDED,
+            _SI.LEAVE: _S.ENDED,
+        },
+        _S.ENDED: {**_ENDED, _SI.CONNECT: _S.CONNECTING},
+    },
+    Side.CLIENT: {
+        # the server of protocol 4 connects the main namespace unasked
+        _S.ABSENT: {_SI.ASK: _S.CONNECTING, _SI.CONNECT: _S.CONNECTED},
+        _S.CONNECTING: {
+            _SI.CONNECT: _S.CONNECTED,
+            _SI.CONNECT_ERROR: _S.ENDED,
+            _SI.DISCONNECT: _S.ENDED,
+            _SI.LEAVE: _S.ENDED,
+        },
+        _S.CONNECTED: {
+            _SI.EVENT: _S.CONNECTED,
+            _SI.ACK: _S.CONNECTED,
+            _SI.NAME: _S.IDENTIFYING,
+            _SI.DISCONNECT: _S.ENDED,
+            # socket.io 1.x and 2.x turn a client away from its main namespace after they have let it in
+            _SI.CONNECT_ERROR: _S.ENDED,
+            _SI.LEAVE: _S.ENDED,
+        },
+        _S.IDENTIFYING: {
+            _SI.EVENT: _S.IDENTIFYING,
+            _SI.ACK: _S.IDENTIFYING,
+            _SI.IDENTIFIED: _S.ACTIVE,
+            _SI.REFUSED: _S.ENDED,
+            _SI.DISCONNECT: _S.ENDED,
+            _SI.CONNECT_ERROR: _S.ENDED,
+            _SI.LEAVE: _S.ENDED,
+        },
+        _S.ACTIVE: {
+            _SI.EVENT: _S.ACTIVE,
+            _SI.ACK: _S.ACTIVE,
+            # the original answers once for each callback of a channel
+            _SI.IDENTIFIED: _S.ACTIVE,
+            _SI.DISCONNECT: _S.ENDED,
+            _SI.CONNECT_ERROR: _S.ENDED,
+            _SI.LEAVE: _S.ENDED,
+        },
+        _S.ENDED: {**_ENDED, _SI.CONNECT: _S.ENDED, _SI.ASK: _S.CONNECTING},
+    },
+}
+
+_PACKET_INPUTS: Final = {
+    socketio.PacketType.CONNECT: _SI.CONNECT,
+    socketio.PacketType.CONNECT_ERROR: _SI.CONNECT_ERROR,
+    socketio.PacketType.DISCONNECT: _SI.DISCONNECT,
+    socketio.PacketType.EVENT: _SI.EVENT,
+    socketio.PacketType.ACK: _SI.ACK,
+}
+
+_EVENT_INPUTS: Final = {
+    Side.SERVER: {IDENTIFY: _SI.IDENTIFY},
+    Side.CLIENT: {IDENTIFIED: _SI.IDENTIFIED, REFUSED: _SI.REFUSED},
+}
+
+
+class Timer(enum.Enum):
+    #: the next ping is due (the side that pings)
+    PING = enum.auto()
+    #: the peer has been silent for too long
+    SILENCE = enum.auto()
+    #: the next unasked pong is due, while reading is held back (the side that answers)
+    PONG = enum.auto()
+    #: reading has been held back for too long
+    STALL = enum.auto()
+    #: the session has had no namespace for too long
+    CONNECT = enum.auto()
+    #: the road that was offered has not been taken in time
+    UPGRADE = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Client: the server's open packet has come."""
+
+    sid: str
+    upgrades: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """Server: the client asks for a namespace, with CONNECT's auth payload (protocol 4: the query, a dict of texts)."""
+
+    namespace: str
+    auth: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Client: the server let it into a namespace."""
+
+    namespace: str
+    sid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Identifying:
+    """Server: the client names a channel on the main namespace.
+
+    ``channel`` and ``identity`` are ``None`` where the client's payload is no object or names no channel.
+    """
+
+    channel: str | None
+    identity: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """Client: the server let it into the channel that it named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Client: the server turned it away, from a namespace or from the channel that it named."""
+
+    namespace: str
+    reason: str
+    data: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """A named action with its values; ``id`` where the peer waits for an answer; ``size`` in bytes, for the buffers."""
+
+    namespace: str
+    name: str
+    args: tuple[Any, ...]
+    id: int | None
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to a call."""
+
+    namespace: str
+    id: int
+    args: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """Client: the server says why it is about to end the connection."""
+
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The peer left a namespace."""
+
+    namespace: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """Server: a namespace's client was not accepted in time; ``named`` tells whether it had named a channel."""
+
+    namespace: str
+    named: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OfferExpired:
+    """Server: the road that was offered has not been taken in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The session is over, by the peer's close, a deadline of its own, or this side's decision.
+
+    ``by_peer``: the peer closed it in an orderly way, so nothing was lost.
+    """
+
+    code: str
+    reason: str
+    by_peer: bool = False
+
+
+Event = (
+    Opened
+    | Joining
+    | Joined
+    | Identifying
+    | Identified
+    | Rejected
+    | Action
+    | Answer
+    | Explained
+    | Left
+    | Expired
+    | OfferExpired
+    | Ended
+)
+
+
+class Automaton:
+    """One session's state.
+
+    :param side: which side this is.
+    :param eio: the Engine.IO protocol's version.
+    :param sid: the session's id (a server's; a client learns it).
+    :param now: the time, in seconds on any monotonic clock; every other time is on the same clock.
+    """
+
+    def __init__(self, side: Side, eio: Literal[3, 4], settings: Settings, *, sid: str = "", now: float) -> None:
+        self.side = side
+        self.eio: Literal[3, 4] = eio
+        self.protocol: Literal[4, 5] = 5 if eio == 4 else 4
+        self.sid = sid
+        self.road = Road.OPENING
+        self.held = False
+        self._settings = settings
+        self._pings = (side is Side.SERVER) == (eio == 4)
+        self._interval: float = settings.ping_interval
+        self._patience: float = settings.ping_timeout
+        self._stays: dict[str, Stay] = {}
+        self._decoder = socketio.Decoder(self.protocol, max_attachments=settings.max_attachments)
+        self._decoding_size = 0
+        self._timers: dict[Timer | str, float] = {Timer.CONNECT: now + settings.connect_timeout}
+        self._replies: list[Packet] = []
+        self._pong_sent = now
+        self._last_id = -1
+
+    # -- what is to be done
+
+    @property
+    def deadline(self) -> float:
+        """When :meth:`expire` is to be called next."""
+        return min(self._timers.values(), default=float("inf"))
+
+    def replies(self) -> list[Packet]:
+        """Take the packets that answer what was received or what came due."""
+        replies, self._replies = self._replies, []
+        return replies
+
+    # -- the engine
+
+    def open(self, now: float, *, polling: bool) -> Packet:
+        """Server: the session begins; returns the open packet."""
+        self._take(RoadInput.OPEN_POLLING if polling else RoadInput.OPEN_WEBSOCKET)
+        self._start_heartbeat(now)
+        return engineio.Open(
+            sid=self.sid,
+            upgrades=("websocket",) if polling else (),
+            ping_interval=self._interval,
+            ping_timeout=self._patience,
+            max_payload=self._settings.max_payload,
+        ).to_packet()
+
+    def receive(self, packet: Packet, now: float) -> Event | None:
+        """Take one packet from the road in use.
+
+        :raises ProtocolError: the packet is not allowed here; the session is good for :meth:`close` only.
+        """
+        if self.road is Road.CLOSED:
+            return None
+        if self.road is Road.OPENING:
+            return self._receive_open(packet, now)
+        self._prove_alive(now)
+        match packet.type:
+            case PacketType.MESSAGE:
+                return self._receive_message(packet, now)
+            case PacketType.PING if not self._pings:
+                self._replies.append(Packet(PacketType.PONG, packet.data))
+                self._pong_sent = now
+                if Timer.PONG in self._timers:
+                    self._timers[Timer.PONG] = now + self._interval
+            case PacketType.PONG if self._pings:
+                pass
+            case PacketType.NOOP:
+                pass
+            case PacketType.CLOSE:
+                self.close()
+                return Ended("transport close", "the peer closed the session", by_peer=True)
+            case _:
+                raise ProtocolError(f"{packet.type.name} is not for the {self.side.name.lower()} to receive here")
+        return None
+
+    def offer(self, now: float) -> None:
+        """Server: a second road has come for this session.
+
+        :raises ProtocolError: the session cannot change its road, or is about to.
+        """
+        self._take(RoadInput.OFFER)
+        self._timers[Timer.UPGRADE] = now + self._settings.upgrade_timeout
+
+    def receive_offer(self, packet: Packet, now: float) -> Packet | None:
+        """Server: take one packet from the road that is offered.
+
+        Returns the answer to the probe, or ``None``: the session changes to the offered road.
+
+        :raises ProtocolError: the packet is no probe, or the change comes without one; only the offered road ends.
+        """
+        if packet.type is PacketType.PING and packet.data == "probe":
+            self._take(RoadInput.PROBE)
+            return Packet(PacketType.PONG, "probe")
+        if packet.type is PacketType.UPGRADE:
+            self._take(RoadInput.UPGRADE)
+            self._timers.pop(Timer.UPGRADE, None)
+            self._prove_alive(now)
+            return None
+        raise ProtocolError(f"{packet.type.name} on a road that is not in use")
+
+    def lose_offer(self) -> None:
+        """Server: the road that was offered is gone; the session stays where it is."""
+        self._timers.pop(Timer.UPGRADE, None)
+        if RoadInput.LOSE_OFFER in ROADS[self.road]:
+            self._take(RoadInput.LOSE_OFFER)
+
+    def close(self) -> None:
+        """The session is over; nothing comes due any more. Idempotent."""
+        self.road = Road.CLOSED
+        self._timers.clear()
+
+    def hold(self, now: float) -> None:
+        """This side stops reading: the peer's silence proves nothing from here on."""
+        if self.held or self.road in (Road.OPENING, Road.CLOSED):
+            return
+        self.held = True
+        self._timers.pop(Timer.SILENCE, None)
+        self._timers[Timer.STALL] = now + self._settings.stall
+        if not self._pings:
+            self._timers.setdefault(Timer.PONG, max(now, self._pong_sent + self._interval))
+
+    def resume(self, now: float) -> None:
+        """This side reads again."""
+        if not self.held:
+            return
+        self.held = False
+        self._timers.pop(Timer.STALL, None)
+        self._prove_alive(now)
+
+    def expire(self, now: float) -> Event | None:
+        """Do one thing that has come due; to be called until it returns ``None`` and :attr:`deadline` lies ahead."""
+        due = [timer for timer, time in self._timers.items() if time <= now]
+        if not due:
+            return None
+        timer = due[0]
+        del self._timers[timer]
+        match timer:
+            case Timer.PING:
+                self._replies.append(Packet(PacketType.PING))
+                self._timers[Timer.PING] = now + self._interval
+                if not self.held:
+                    self._timers.setdefault(Timer.SILENCE, now + self._patience)
+            case Timer.PONG:
+                self._replies.append(Packet(PacketType.PONG))
+                self._pong_sent = now
+                if self.held:
+                    self._timers[Timer.PONG] = now + self._interval
+            case Timer.SILENCE:
+                self.close()
+                return Ended("ping timeout", "the peer did not prove that it is alive")
+            case Timer.STALL:
+                self.close()
+                return Ended("stalled", "what the peer sent was not taken for the stall timeout")
+            case Timer.CONNECT:
+                self.close()
+                return Ended("connect timeout", "the session was on no namespace for the connect timeout")
+            case Timer.UPGRADE:
+                return OfferExpired()
+            case str():
+                return Expired(timer, self._stays[timer] is not Stay.CONNECTED)
+        return self.expire(now)
+
+    def _take(self, given: RoadInput) -> None:
+        try:
+            self.road = ROADS[self.road][given]
+        except KeyError:
+            raise ProtocolError(f"{given.name} is not possible when {self.road.name}") from None
+
+    def _receive_open(self, packet: Packet, now: float) -> Opened:
+        handshake = engineio.Open.from_packet(packet)
+        self._take(RoadInput.OPEN_WEBSOCKET)
+        self.sid = handshake.sid
+        self._interval, self._patience = handshake.ping_interval, handshake.ping_timeout
+        self._start_heartbeat(now)
+        return Opened(handshake.sid, handshake.upgrades)
+
+    def _start_heartbeat(self, now: float) -> None:
+        self._pong_sent = now
+        if self._pings:
+            self._timers[Timer.PING] = now + self._interval
+        else:
+            self._timers[Timer.SILENCE] = now + self._interval + self._patience
+
+    def _prove_alive(self, now: float) -> None:
+        if self.held:
+            return
+        if self._pings:
+            self._timers.pop(Timer.SILENCE, None)
+        else:
+            self._timers[Timer.SILENCE] = now + self._interval + self._patience
+
+    # -- the namespaces
+
+    def stay(self, namespace: str) -> Stay:
+        """Where a namespace of this session stands."""
+        return self._stays.get(namespace, Stay.ABSENT)
+
+    @property
+    def live(self) -> list[str]:
+        """The namespaces that have begun and not ended."""
+        return [namespace for namespace, stay in self._stays.items() if stay is not Stay.ENDED]
+
+    def ask(self, namespace: str, now: float) -> bool:
+        """Client: ask for a namespace. Returns whether to send a CONNECT: protocol 4's main namespace comes by itself."""
+        self._move(namespace, StayInput.ASK, now)
+        return self.protocol == 5 or namespace != "/"
+
+    def join_unasked(self, now: float) -> Joining:
+        """Server of protocol 4: every client is on the main namespace from the start."""
+        self._move("/", StayInput.CONNECT, now)
+        return Joining("/", None)
+
+    def name(self, now: float) -> None:
+        """Client: name a channel on the main namespace."""
+        self._move("/", StayInput.NAME, now)
+
+    def admit(self, now: float, sid: str) -> Unit:
+        """Server: let a client into the main namespace, where it has yet to name its channel."""
+        self._move("/", StayInput.ADMIT, now)
+        return self.connect_answer("/", sid)
+
+    def accept(self, namespace: str, now: float, sid: str) -> Unit:
+        """Server: let a client into the channel that it named."""
+        named = self.stay(namespace) is Stay.IDENTIFYING
+        self._move(namespace, StayInput.ACCEPT, now)
+        if named:
+            return self._encode(socketio.PacketType.EVENT, "/", [IDENTIFIED])
+        return self.connect_answer(namespace, sid)
+
+    def connect_answer(self, namespace: str, sid: str) -> Unit:
+        """Server: the packet that lets a client into a namespace."""
+        return self._encode(socketio.PacketType.CONNECT, namespace, {"sid": sid} if self.protocol == 5 else None)
+
+    def refuse(self, namespace: str, now: float, reason: str, data: Any = None) -> list[Unit]:
+        """Server: turn a client away, from a namespace that it asked for or from the channel that it named.
+
+        :raises ValueError: ``data`` cannot be sent.
+        """
+        if self.stay(namespace) is Stay.CONNECTING:
+            error = {"message": reason} if data is None else {"message": reason, "data": data}
+            units = [self._encode(socketio.PacketType.CONNECT_ERROR, namespace, error)]
+        else:
+            units = [
+                self._encode(socketio.PacketType.EVENT, namespace, [REFUSED, {"reason": reason}]),
+                self._encode(socketio.PacketType.DISCONNECT, namespace),
+            ]
+        self._move(namespace, StayInput.REFUSE, now)
+        return units
+
+    def explain(self, namespace: str, code: str, reason: str) -> Unit:
+        """Server: tell a client why its connection is about to end."""
+        return self._encode(socketio.PacketType.EVENT, namespace, [CLOSED, {"code": code, "reason": reason}])
+
+    def leave(self, namespace: str, now: float) -> Unit:
+        """Leave a namespace."""
+        self._move(namespace, StayInput.LEAVE, now)
+        return self._encode(socketio.PacketType.DISCONNECT, namespace)
+
+    def next_id(self) -> int:
+        """An ack id that this session has not used."""
+        self._last_id += 1
+        return self._last_id
+
+    def encode_action(self, namespace: str, name: str, args: tuple[Any, ...], id: int | None = None) -> Unit:
+        """Encode an action.
+
+        :raises ValueError: the name is reserved, or a value cannot be sent.
+        """
+        return encode_action(self.protocol, namespace, name, args, id)
+
+    def encode_answer(self, namespace: str, id: int, args: tuple[Any, ...]) -> Unit:
+        """Encode the answer to a call.
+
+        :raises ValueError: a value cannot be sent.
+        """
+        return socketio.encode(socketio.Packet(socketio.PacketType.ACK, namespace, list(args), id), self.protocol)
+
+    def _encode(self, type: socketio.PacketType, namespace: str, data: Any = None) -> Unit:
+        return socketio.encode(socketio.Packet(type, namespace, data), self.protocol)
+
+    def _move(self, namespace: str, given: StayInput, now: float) -> Stay:
+        before = self._stays.get(namespace, Stay.ABSENT)
+        try:
+            after = STAYS[self.side][before][given]
+        except KeyError:
+            raise ProtocolError(f"{given.name} is not possible when {before.name}") from None
+        if after is before and given is not StayInput.IDENTIFY:
+            return before
+        if before is Stay.ABSENT and len(self._stays) >= MAX_NAMESPACES:
+            raise ProtocolError("too many namespaces")
+        self._stays[namespace] = after
+        if self.side is Side.SERVER:
+            if after in (Stay.ACTIVE, Stay.ENDED):
+                self._timers.pop(namespace, None)
+            elif after is not Stay.CONNECTED:
+                self._timers[namespace] = now + self._settings.identify_timeout
+        if after is not Stay.ENDED:
+            self._timers.pop(Timer.CONNECT, None)
+        elif not self.live:
+            self._timers[Timer.CONNECT] = now + self._settings.connect_timeout
+        return before
+
+    def _receive_message(self, packet: Packet, now: float) -> Event | None:
+        self._decoding_size += packet.size
+        message = self._decoder.feed(packet.data)
+        if message is None:
+            return None
+        size, self._decoding_size = self._decoding_size, 0
+        namespace, data = message.namespace, message.data
+        given = _PACKET_INPUTS[message.type]
+        if given is StayInput.EVENT and namespace == "/":
+            given = _EVENT_INPUTS[self.side].get(data[0], given)
+        before = self._move(namespace, given, now)
+        if before is Stay.ENDED and given is not StayInput.CONNECT:
+            return None
+        match given:
+            case StayInput.EVENT:
+                if self.side is Side.CLIENT and data[0] == CLOSED:
+                    return _explained(data)
+                if self.side is Side.SERVER and before is Stay.CONNECTED:
+                    return None
+                return Action(namespace, data[0], tuple(data[1:]), message.id, size)
+            case StayInput.ACK:
+                assert message.id is not None
+                return Answer(namespace, message.id, tuple(data))
+            case StayInput.DISCONNECT:
+                return Left(namespace)
+            case StayInput.CONNECT if self.side is Side.SERVER:
+                return Joining(namespace, data)
+            case StayInput.CONNECT if before is not Stay.ENDED:
+                return Joined(namespace, data["sid"] if self.protocol == 5 else self.sid)
+            case StayInput.IDENTIFY:
+                return _identifying(data)
+            case StayInput.IDENTIFIED if before is Stay.IDENTIFYING:
+                return Identified()
+            case StayInput.REFUSED:
+                return Rejected(namespace, _text(data[1:], "reason", "refused"))
+            case StayInput.CONNECT_ERROR:
+                return _rejected(namespace, data)
+        return None
+
+
+def encode_connect(protocol: Literal[4, 5], namespace: str, auth: Any) -> Unit:
+    """Encode the packet that asks for a namespace.
+
+    :raises ValueError: the auth payload cannot be sent.
+    """
+    return socketio.encode(socketio.Packet(socketio.PacketType.CONNECT, namespace, auth), protocol)
+
+
+def encode_identify(protocol: Literal[4, 5], channel: str, identity: Mapping[str, Any]) -> Unit:
+    """Encode the event that names a channel.
+
+    :raises ValueError: the identity cannot be sent.
+    """
+    payload = {**identity, CHANNEL: channel}
+    return socketio.encode(socketio.Packet(socketio.PacketType.EVENT, "/", [IDENTIFY, payload]), protocol)
+
+
+def encode_action(protocol: Literal[4, 5], namespace: str, name: str, args: tuple[Any, ...], id: int | None) -> Unit:
+    """Encode an action for every session of one protocol and namespace.
+
+    :raises ValueError: the name is reserved, or a value cannot be sent.
+    """
+    if name.startswith(PREFIX):
+        raise ValueError(f"action names that begin with {PREFIX} are reserved: {name!r}")
+    return socketio.encode(socketio.Packet(socketio.PacketType.EVENT, namespace, [name, *args], id), protocol)
+
+
+def _identifying(data: list[Any]) -> Identifying:
+    payload = data[1] if len(data) > 1 else None
+    if not isinstance(payload, dict) or not isinstance(payload.get(CHANNEL), str):
+        return Identifying(None, None)
+    identity = {key: value for key, value in payload.items() if not key.startswith(PREFIX)}
+    return Identifying(payload[CHANNEL], identity)
+
+
+def _explained(data: list[Any]) -> Explained:
+    return Explained(_text(data[1:], "code", "closed"), _text(data[1:], "reason", ""))
+
+
+def _rejected(namespace: str, data: Any) -> Rejected:
+    if isinstance(data, str):
+        return Rejected(namespace, data)
+    return Rejected(namespace, _text([data], "message", "refused"), data.get("data") if isinstance(data, dict) else data)
+
+
+def _text(values: list[Any], key: str, default: str) -> str:
+    """The text under ``key`` of the first value, whatever a peer may have put there."""
+    value = values[0].get(key) if values and isinstance(values[0], dict) else None
+    return value if isinstance(value, str) else default

@@ -1,0 +1,471 @@
+"""The server: channels and what they extend, acceptance, the life of a session."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, Self
+
+import anyio
+from anyio import AsyncContextManagerMixin
+from anyio.abc import TaskGroup, TaskStatus
+
+from .connection import Connection, ConnectionCore, End, settling
+from .errors import ConfigurationError, ConnectionLost, Refused
+from .pool import Pool
+from .protocol import handshake
+from .protocol.state import (
+    Action,
+    Answer,
+    Automaton,
+    Ended,
+    Event,
+    Expired,
+    Identifying,
+    Joining,
+    Left,
+    Side,
+    Stay,
+)
+from .session import Session
+from .settings import ChannelKeywords, Settings
+from .signature import adapt
+from .transport import Scope, Transport, WebSocketRequest
+
+logger = logging.getLogger("brightsocket_anyio")
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One channel as it was defined; ``function`` is adapted to any number of arguments."""
+
+    name: str
+    extends: tuple[str, ...]
+    function: Callable[..., Awaitable[Any]] | None
+    label: str
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What entering a channel takes: its functions, bases first, and its settings."""
+
+    channel: str
+    steps: tuple[Channel, ...]
+    settings: Settings
+
+
+class Channels:
+    """The registry of an API's channels."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._channels: list[Channel] = []
+
+    def define(
+        self, name: str, extends: Sequence[str], function: Callable[..., Any] | None, settings: Mapping[str, Any]
+    ) -> None:
+        """Add a channel.
+
+        :raises ConfigurationError: a setting is unknown or has an unusable value, or ``function`` is no function.
+        """
+        if isinstance(extends, str):
+            raise ConfigurationError(f"extends is a sequence of channel names, not one string: {extends!r}")
+        unknown = settings.keys() - CHANNEL_SETTINGS
+        if unknown:
+            raise ConfigurationError(f"a channel has no setting {', '.join(sorted(unknown))}")
+        replace(self._settings, **settings)
+        label = getattr(function, "__qualname__", repr(function))
+        adapted = None if function is None else adapt(function, "a channel's function")
+        self._channels.append(Channel(name, tuple(extends), adapted, label, dict(settings)))
+
+    def plan(self) -> dict[str, Plan]:
+        """Work out what each channel extends.
+
+        :raises ConfigurationError: a channel is defined twice, a base is unknown, or there is a cycle.
+        """
+        channels: dict[str, Channel] = {}
+        for channel in self._channels:
+            if channel.name in channels:
+                raise ConfigurationError(f"channel {channel.name} is defined twice")
+            channels[channel.name] = channel
+        plans = {}
+        for channel in self._channels:
+            steps: list[Channel] = []
+            _visit(channels, channel, steps, ())
+            merged: dict[str, Any] = {}
+            for step in steps:
+                merged.update(step.settings)
+            plans[channel.name] = Plan(channel.name, tuple(steps), replace(self._settings, **merged))
+        return plans
+
+
+#: the settings that a channel can differ in
+CHANNEL_SETTINGS = frozenset(ChannelKeywords.__annotations__)
+
+
+def _visit(channels: Mapping[str, Channel], channel: Channel, steps: list[Channel], path: tuple[str, ...]) -> None:
+    if channel.name in path:
+        cycle = " → ".join((*path[path.index(channel.name) :], channel.name))
+        raise ConfigurationError(f"channels extend each other in a circle: {cycle}")
+    if channel in steps:
+        return
+    for base in channel.extends:
+        if base not in channels:
+            raise ConfigurationError(f"channel {channel.name} extends {base}, which is not defined")
+        _visit(channels, channels[base], steps, (*path, channel.name))
+    steps.append(channel)
+
+
+@dataclass(slots=True, eq=False)
+class _Step:
+    """A channel's function that runs for one connection."""
+
+    core: ConnectionCore
+    channel: Channel
+    settled: anyio.Event = field(default_factory=anyio.Event)
+
+    def settle(self) -> None:
+        self.settled.set()
+
+
+class _Visit:
+    """One client's time on one channel: from naming it, over its acceptance, to its end."""
+
+    def __init__(self, peer: _Peer, namespace: str, plan: Plan, identity: Any, id: str) -> None:
+        self.core = ConnectionCore(peer.session, namespace, plan.settings, id=id, failed=self._failed)
+        self.connection = Connection(self.core, plan.channel, identity, peer.webserver)
+        self.refusal: Refused | None = None
+        self._peer = peer
+        self._plan = plan
+        self._step: _Step | None = None
+
+    async def run(self, previous: _Visit | None) -> None:
+        """Enter the channel, once the visit that this one follows is over; returns when everything has finished."""
+        try:
+            if previous is not None:
+                await previous.core.over.wait()
+                self._peer.entered()
+            if self.core.ended is None:
+                await self.core.run(self._enter)
+        finally:
+            self._peer.server.pool.discard(self.core)
+            self._peer.leave(self)
+            self.core.over.set()
+
+    def expire(self) -> None:
+        """The channel has not let the client in within the identify timeout."""
+        if self._step is not None:
+            logger.warning(
+                "channel %s: %s has neither returned, nor sent or waited for anything, nor called `await connection.accept()`, "
+                "within identify_timeout: the client is refused",
+                self._plan.channel,
+                self._step.channel.label,
+            )
+        self.refuse(Refused("the channel did not answer in time"))
+
+    def refuse(self, refusal: Refused) -> None:
+        """Turn the client away, or end its connection, with a reason."""
+        if self.core.ended is None:
+            self.refusal = refusal
+            self.core.end(End("refused", refusal.reason))
+
+    async def _enter(self) -> None:
+        for channel in self._plan.steps:
+            if channel.function is None:
+                continue
+            self._step = step = _Step(self.core, channel)
+            self.core.start(partial(self._run_step, step))
+            await step.settled.wait()
+            if self.core.ended is not None:
+                return
+        self._step = None
+        self._peer.accept(self)
+
+    async def _run_step(self, step: _Step) -> None:
+        assert step.channel.function is not None
+        token = settling.set(step)
+        try:
+            await step.channel.function(self.connection, self.connection.identity, self.connection.webserver)
+        except Exception as exc:
+            self.core.fail(exc)
+        finally:
+            settling.reset(token)
+            step.settle()
+
+    def _failed(self, exc: Exception) -> End:
+        if isinstance(exc, Refused):
+            self.refusal = exc
+            return End("refused", exc.reason)
+        logger.error("channel %s: a connection has failed", self._plan.channel, exc_info=exc)
+        self.refusal = Refused("internal error")
+        return End("failed", "internal error")
+
+
+class _Peer:
+    """The server's end of one session: its namespaces, and a visit on each."""
+
+    session: Session
+
+    def __init__(self, server: Server, scope: Scope) -> None:
+        self.server = server
+        self.webserver = server.webserver if server.webserver is not None else scope.get("app")
+        self._visits: dict[str, _Visit] = {}
+        self._ids: dict[str, str] = {}
+        self._switching = False
+
+    # -- the session's sink
+
+    @property
+    def full(self) -> bool:
+        return self._switching or any(visit.core.inbox.full for visit in self._visits.values())
+
+    @property
+    def calling(self) -> bool:
+        return not self._switching and any(visit.core.calling for visit in self._visits.values())
+
+    def begin(self, packet: Any) -> None:
+        """The session has begun: send its open packet."""
+        self.session.push((packet,))
+        if self.session.automaton.protocol == 4:
+            self.handle(self.session.automaton.join_unasked(anyio.current_time()))
+
+    def handle(self, event: Event) -> None:
+        match event:
+            case Action(namespace, name, args, id, size):
+                self._deliver(self._visits[namespace], name, args, id, size)
+            case Answer(namespace, id, args):
+                if (visit := self._visits.get(namespace)) is not None:
+                    visit.core.resolve(id, args)
+            case Joining(namespace, auth):
+                self._join(namespace, auth)
+            case Identifying(channel, identity):
+                self._identify(channel, identity)
+            case Left(namespace):
+                if (visit := self._visits.get(namespace)) is not None:
+                    visit.core.end(End("ended", "the client left the channel"))
+            case Expired(namespace):
+                if (visit := self._visits.get(namespace)) is not None:
+                    visit.expire()
+                else:
+                    self._refuse(namespace, Refused("no channel was named in time"))
+
+    async def end(self, cause: Ended) -> None:
+        code = "ended" if cause.by_peer else cause.code
+        visits = list(self._visits.values())
+        for visit in visits:
+            visit.core.end(End(code, cause.reason))
+        for visit in visits:
+            await visit.core.over.wait()
+        for namespace in self.session.automaton.live:
+            self.session.push(self.session.automaton.explain(namespace, cause.code, cause.reason))
+
+    # -- the visits
+
+    def accept(self, visit: _Visit) -> None:
+        """Every function of the channel has settled: let the client in."""
+        core = visit.core
+        unit = self.session.automaton.accept(core.namespace, anyio.current_time(), core.id)
+        self.server.pool.add(visit.connection, core)
+        core.accept([unit])
+
+    def entered(self) -> None:
+        """The visit before has made room."""
+        self._switching = False
+        self.session.wake()
+
+    def leave(self, visit: _Visit) -> None:
+        """A visit is over: say goodbye, if that has not been said, and if nobody has taken its place."""
+        namespace = visit.core.namespace
+        if self._visits.get(namespace) is not visit:
+            return
+        del self._visits[namespace]
+        self.session.wake()
+        automaton = self.session.automaton
+        if self.session.ending is not None or automaton.stay(namespace) is Stay.ENDED:
+            return
+        if not visit.core.accepted and visit.refusal is not None:
+            self._refuse(namespace, visit.refusal)
+            return
+        assert visit.core.ended is not None
+        self.session.push(automaton.explain(namespace, visit.core.ended.code, visit.core.ended.reason))
+        self.session.push(automaton.leave(namespace, anyio.current_time()))
+        self._close_if_empty()
+
+    def _deliver(self, visit: _Visit, name: str, args: tuple[Any, ...], id: int | None, size: int) -> None:
+        if not visit.core.deliver(name, args, id, size):
+            self.session.end("overflow", "too much arrived for full receivers while a call awaited its answer", flush=False)
+
+    def _join(self, namespace: str, auth: Any) -> None:
+        id = self._id(namespace)
+        plan = self.server.plans.get(namespace)
+        if plan is not None:
+            self._begin_visit(namespace, plan, {} if auth is None else auth, id)
+        elif namespace == "/":
+            self.session.push(self.session.automaton.admit(anyio.current_time(), id))
+        else:
+            self._refuse(namespace, Refused("Invalid namespace"))
+
+    def _identify(self, channel: str | None, identity: dict[str, Any] | None) -> None:
+        plan = None if channel is None or channel.startswith("/") else self.server.plans.get(channel)
+        if plan is not None:
+            self._begin_visit("/", plan, identity, self._id("/"))
+            return
+        refusal = Refused("the identity names no channel" if channel is None else f"unknown channel: {channel}")
+        visit = self._visits.get("/")
+        if visit is None:
+            self._refuse("/", refusal)
+        else:
+            visit.refuse(refusal)
+
+    def _begin_visit(self, namespace: str, plan: Plan, identity: Any, id: str) -> None:
+        previous = self._visits.get(namespace)
+        visit = self._visits[namespace] = _Visit(self, namespace, plan, identity, id)
+        if previous is not None:
+            previous.core.end(End("closed", "the client has switched to another channel"))
+            self._switching = True
+        self.session.task_group.start_soon(visit.run, previous, name=f"connection on {plan.channel}")
+
+    def _refuse(self, namespace: str, refusal: Refused) -> None:
+        automaton = self.session.automaton
+        final = automaton.stay(namespace) is not Stay.CONNECTING
+        try:
+            units = automaton.refuse(namespace, anyio.current_time(), refusal.reason, refusal.data)
+        except ValueError:
+            logger.exception("the data of a refusal cannot be sent")
+            units = automaton.refuse(namespace, anyio.current_time(), refusal.reason)
+        for unit in units:
+            self.session.push(unit)
+        if final:
+            self._close_if_empty()
+
+    def _close_if_empty(self) -> None:
+        if not self.session.automaton.live:
+            self.session.end("io server disconnect", "the server has ended the last connection")
+
+    def _id(self, namespace: str) -> str:
+        if self.session.eio == 3:
+            # what clients of Socket.IO 1 and 2 work out for themselves
+            return self.session.sid if namespace == "/" else f"{namespace}#{self.session.sid}"
+        return self._ids.setdefault(namespace, secrets.token_urlsafe(15))
+
+
+class Server(AsyncContextManagerMixin):
+    """One run of an API. As an async context manager it owns the task group in which every session runs.
+
+    Leaving it, in whatever way, drains: that task group is shielded, for the grace and close timeouts, from the cancellation of the
+    code around it, so that peers are told and what was accepted is sent.
+
+    :ivar sessions: the sessions by their Engine.IO id.
+    :ivar task_group: for what must live as long as the sessions do.
+    :ivar stopping: set when the server begins to drain.
+    :raises ConfigurationError: from the constructor: the channels do not fit together.
+    """
+
+    task_group: TaskGroup
+
+    def __init__(self, channels: Channels, settings: Settings, pool: Pool, webserver: Any = None) -> None:
+        self.plans = channels.plan()
+        self.settings = settings
+        self.pool = pool
+        self.webserver = webserver
+        self.sessions: dict[str, Session] = {}
+        self.stopping = anyio.Event()
+        self._empty = anyio.Event()
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+        async with anyio.create_task_group() as around:
+            await around.start(self._host)
+            try:
+                yield self
+            finally:
+                self.stopping.set()
+
+    async def _host(self, *, task_status: TaskStatus[None]) -> None:
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as self.task_group:
+                task_status.started()
+                await self.stopping.wait()
+                with anyio.move_on_after(self.settings.grace + self.settings.close_timeout):
+                    await self.drain()
+                self.task_group.cancel_scope.cancel()
+
+    async def drain(self) -> None:
+        """Take no new session, tell the peers, and end every session, each within the grace and close timeouts."""
+        self.stopping.set()
+        for session in list(self.sessions.values()):
+            session.end("server shutting down", "the server is shutting down")
+        while self.sessions:
+            self._empty = anyio.Event()
+            await self._empty.wait()
+
+    def open(self, transport: Transport, eio: Literal[3, 4], scope: Scope) -> Session:
+        """Begin a session on a transport, which it owns from now on.
+
+        :raises brightsocket_anyio.protocol.handshake.RequestError: the server is shutting down (503).
+        """
+        self.check_open()
+        automaton = Automaton(Side.SERVER, eio, self.settings, sid=secrets.token_urlsafe(15), now=anyio.current_time())
+        peer = _Peer(self, scope)
+        session = peer.session = Session(automaton, transport, self.settings)
+        packet = automaton.open(anyio.current_time(), polling=transport.name == "polling")
+        self.sessions[session.sid] = session
+        self.task_group.start_soon(self._live, session, peer, packet, name="session")
+        return session
+
+    def check_open(self) -> None:
+        """:raises brightsocket_anyio.protocol.handshake.RequestError: the server is shutting down (503)."""
+        if self.stopping.is_set():
+            raise handshake.RequestError(503, None, "Server shutting down")
+
+    async def handle_websocket(self, request: WebSocketRequest) -> None:
+        """The whole life of a WebSocket request: a new session, or an upgrade of one. Returns when the WebSocket is closed."""
+        try:
+            query = handshake.parse_query(request.scope)
+            handshake.check_origin(request.scope, self.settings)
+            if query.transport != "websocket":
+                raise handshake.RequestError(400, 3, "Bad request")
+            if query.sid is None:
+                self.check_open()
+                transport = await request.accept(query.eio)
+                if self.stopping.is_set():
+                    await transport.aclose(1001, "server shutting down")
+                    return
+                await self.open(transport, query.eio, request.scope).wait_closed()
+            else:
+                session = self.find(query.sid, query.eio)
+                polling: Any = session.transport
+                road = await request.accept(query.eio)
+                await session.upgrade(road, polling)
+        except handshake.RequestError as exc:
+            await request.reject(exc.status, exc.body)
+        except ConnectionLost as exc:
+            logger.info("a WebSocket was lost in its handshake: %s", exc)
+
+    def find(self, sid: str, eio: Literal[3, 4]) -> Session:
+        """The session of a request.
+
+        :raises brightsocket_anyio.protocol.handshake.RequestError: there is none (code 1), or it is of another version (code 3).
+        """
+        session = self.sessions.get(sid)
+        if session is None or session.closed:
+            raise handshake.RequestError(400, 1, "Session ID unknown")
+        if session.eio != eio:
+            raise handshake.RequestError(400, 3, "Bad request")
+        return session
+
+    async def _live(self, session: Session, peer: _Peer, packet: Any) -> None:
+        try:
+            cause = await session.run(peer, partial(peer.begin, packet))
+            logger.debug("%r ended: %s: %s", session, cause.code, cause.reason)
+        except Exception:
+            logger.exception("%r failed: this is a bug of the server's", session)
+        finally:
+            del self.sessions[session.sid]
+            if not self.sessions:
+                self._empty.set()

@@ -1,0 +1,490 @@
+"""One Engine.IO session over whichever transport: reading, the bounded outgoing buffer, heartbeat, upgrade, the end."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from .errors import ConnectionLost, ProtocolError
+from .protocol.engineio import Packet
+from .protocol.state import Automaton, Ended, Event, OfferExpired, Unit
+from .settings import Settings
+from .transport import Transport
+
+logger = logging.getLogger("brightsocket_anyio")
+
+#: packets handed to the transport at a time: enough to fill its writes, little enough to see progress
+BATCH_BYTES = 256 * 1024
+
+
+class PollingRoad(Transport, Protocol):
+    """What a session asks of a transport that it may leave for another, beyond sending and receiving."""
+
+    def hold(self) -> None:
+        """Answer every GET with a NOOP at once and take nothing to send: the peer is about to change its road."""
+        ...
+
+    def release(self) -> None:
+        """Go on as before: the other road failed."""
+        ...
+
+    def retire(self) -> None:
+        """Be done: the session has changed to the other road."""
+        ...
+
+
+class Sink(Protocol):
+    """Where a session's events go."""
+
+    @property
+    def full(self) -> bool:
+        """Whether a receiver is full, so that the session must not read on."""
+        ...
+
+    @property
+    def calling(self) -> bool:
+        """Whether a call awaits its answer, so that the session must read on for it."""
+        ...
+
+    def handle(self, event: Event) -> None:
+        """Take one event; never waits.
+
+        :raises ProtocolError: the event is not allowed here.
+        """
+        ...
+
+    async def end(self, cause: Ended) -> None:
+        """The session is over: end what lives on it, and return when all of it has finished."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    unit: Unit
+    size: int
+    over: anyio.Event
+    taken: bool = False
+
+
+class Outbox:
+    """The bounded buffer of what is to be sent, in order. Counts messages and bytes; a message too large for it goes in alone."""
+
+    def __init__(self, max_messages: int, max_bytes: int) -> None:
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        self._units: deque[tuple[Unit, int, object | None]] = deque()
+        self._size = 0
+        self._waiting: deque[_Waiting] = deque()
+        self._changed = anyio.Event()
+        self._closed = False
+
+    @property
+    def empty(self) -> bool:
+        return not self._units and not self._waiting
+
+    @property
+    def overfull(self) -> bool:
+        """Whether answers that were pushed have doubled the bounds: whoever provokes them must not be read."""
+        return len(self._units) >= 2 * self._max_messages or self._size >= 2 * self._max_bytes
+
+    def push(self, unit: Unit) -> None:
+        """Add what must go out whatever the bounds: the session's own packets."""
+        if not self._closed:
+            self._append(unit, _size(unit), None)
+
+    def offer(self, unit: Unit, sender: object | None = None) -> bool:
+        """Add a unit if there is room for it; one with a ``sender`` may be dropped by :meth:`drop_oldest`."""
+        size = _size(unit)
+        if self._closed or self._waiting or not self._has_room(size):
+            return False
+        self._append(unit, size, sender)
+        return True
+
+    async def put(self, unit: Unit) -> None:
+        """Add a unit, waiting for room behind those that wait already. Cancelled, it is in or it is not.
+
+        :raises anyio.ClosedResourceError: nothing is sent any more.
+        """
+        if self._closed:
+            raise anyio.ClosedResourceError
+        if self.offer(unit):
+            return
+        waiting = _Waiting(unit, _size(unit), anyio.Event())
+        self._waiting.append(waiting)
+        try:
+            await waiting.over.wait()
+        except BaseException:
+            if not waiting.over.is_set():
+                self._waiting.remove(waiting)
+                self._admit()
+            raise
+        if not waiting.taken:
+            raise anyio.ClosedResourceError
+
+    def drop_oldest(self, sender: object) -> bool:
+        """Drop the oldest unit of a sender that nobody has begun to send."""
+        for index, (_, size, whose) in enumerate(self._units):
+            if whose is sender:
+                del self._units[index]
+                self._size -= size
+                self._admit()
+                return True
+        return False
+
+    def peek(self, max_bytes: int) -> tuple[list[Packet], int]:
+        """The next packets to send, and how many units they are. They can no longer be dropped."""
+        packets: list[Packet] = []
+        total = 0
+        count = 0
+        for unit, size, sender in self._units:
+            if count and total + size > max_bytes:
+                break
+            if sender is not None:
+                self._units[count] = (unit, size, None)
+            packets += unit
+            total += size
+            count += 1
+        return packets, count
+
+    def commit(self, count: int) -> None:
+        """The first ``count`` units have been sent."""
+        for _ in range(count):
+            self._size -= self._units.popleft()[1]
+        self._admit()
+
+    def close(self) -> None:
+        """Nothing is sent any more; whoever waits for room hears it."""
+        self._closed = True
+        while self._waiting:
+            self._waiting.popleft().over.set()
+        self._units.clear()
+        self._size = 0
+        self._change()
+
+    async def wait_changed(self) -> None:
+        """Wait for the next change."""
+        await self._changed.wait()
+
+    def _has_room(self, size: int) -> bool:
+        if not self._units:
+            return True
+        return len(self._units) < self._max_messages and self._size + size <= self._max_bytes
+
+    def _append(self, unit: Unit, size: int, sender: object | None) -> None:
+        self._units.append((unit, size, sender))
+        self._size += size
+        self._change()
+
+    def _admit(self) -> None:
+        while self._waiting and self._has_room(self._waiting[0].size):
+            waiting = self._waiting.popleft()
+            self._append(waiting.unit, waiting.size, None)
+            waiting.taken = True
+            waiting.over.set()
+        self._change()
+
+    def _change(self) -> None:
+        if self._changed.statistics().tasks_waiting:
+            self._changed.set()
+            self._changed = anyio.Event()
+
+
+def _size(unit: Unit) -> int:
+    return sum(packet.size for packet in unit)
+
+
+class Session:
+    """One Engine.IO session. :meth:`run` owns its transport and its tasks.
+
+    :ivar sid: the session's id. It is a secret: whoever knows it can take the session over.
+    :ivar task_group: where what lives on the session runs; everything in it has finished when :meth:`run` returns.
+    """
+
+    task_group: TaskGroup
+
+    def __init__(self, automaton: Automaton, transport: Transport, settings: Settings) -> None:
+        self.automaton = automaton
+        self.transport = transport
+        self.settings = settings
+        self.closed = False
+        self._sink: Sink
+        self._outbox = Outbox(settings.max_buffered_messages, settings.max_buffered_bytes)
+        self._cause: Ended | None = None
+        self._flush = False
+        self._reading = anyio.CancelScope()
+        self._receiving: anyio.CancelScope | None = None
+        self._sending: anyio.CancelScope | None = None
+        self._offer: anyio.CancelScope | None = None
+        self._pushed_back: list[Packet] = []
+        self._over = anyio.Event()
+        self._resumed = anyio.Event()
+        self._rescheduled = anyio.Event()
+        self._wakes_at = float("-inf")
+
+    def __repr__(self) -> str:
+        return f"<Session {self.sid[:4]}… EIO={self.eio} {self.transport.name}>"
+
+    @property
+    def sid(self) -> str:
+        return self.automaton.sid
+
+    @property
+    def eio(self) -> Literal[3, 4]:
+        return self.automaton.eio
+
+    @property
+    def ending(self) -> Ended | None:
+        """Why the session is over or about to be, if it is."""
+        return self._cause
+
+    async def run(self, sink: Sink, begin: Callable[[], None] | None = None) -> Ended:
+        """Live: returns why the session ended when everything on it has finished and its transport is closed.
+
+        :param begin: called once the session's tasks can be started.
+        """
+        self._sink = sink
+        cause = Ended("server shutting down", "the session was cancelled")
+        try:
+            async with anyio.create_task_group() as self.task_group:
+                async with anyio.create_task_group() as io:
+                    io.start_soon(self._write)
+                    io.start_soon(self._keep_time)
+                    with self._reading:
+                        if begin is not None:
+                            begin()
+                        await self._read()
+                    cause = self._cause or cause
+                    self.automaton.close()
+                    await sink.end(cause)
+                    if self._flush:
+                        with anyio.move_on_after(self.settings.close_timeout):
+                            await self.flush()
+                    io.cancel_scope.cancel()
+        finally:
+            self._cause = cause
+            self.automaton.close()
+            self.closed = True
+            self._outbox.close()
+            with anyio.CancelScope(shield=True), anyio.move_on_after(self.settings.close_timeout) as closing:
+                if cause.code in _DEAD:
+                    closing.cancel()
+                await self.transport.aclose(_CLOSE_CODES.get(cause.code, 1000))
+            self._over.set()
+        return cause
+
+    # -- sending
+
+    async def send(self, unit: Unit) -> None:
+        """Put a unit into the outgoing buffer, waiting for room. Cancelled, it is sent whole or not at all.
+
+        :raises anyio.ClosedResourceError: the session is over.
+        """
+        await checkpoint_if_cancelled()
+        await self._outbox.put(unit)
+
+    def send_nowait(self, unit: Unit, sender: object | None = None) -> bool:
+        """Put a unit into the outgoing buffer if there is room; returns whether there was.
+
+        :param sender: whose unit it is: one that :meth:`drop_oldest` may take out again.
+        """
+        return self._outbox.offer(unit, sender)
+
+    def drop_oldest(self, sender: object) -> bool:
+        """Take the oldest unit of a sender out of the buffer again."""
+        return self._outbox.drop_oldest(sender)
+
+    def push(self, unit: Unit) -> None:
+        """Send one of the session's own packets; the bounds do not hold it back."""
+        self._outbox.push(unit)
+        self.reschedule()
+
+    async def flush(self) -> None:
+        """Wait until everything that was accepted has been sent, or the session has ended."""
+        while not self._outbox.empty:
+            await self._outbox.wait_changed()
+
+    # -- the end
+
+    def end(self, code: str, reason: str, *, flush: bool = True) -> None:
+        """End the session; the first reason counts. :param flush: send what was accepted, for a bounded time."""
+        self._end(Ended(code, reason), flush=flush)
+
+    def _end(self, cause: Ended, *, flush: bool) -> None:
+        if self._cause is None:
+            self._cause = cause
+            self._flush = flush
+            self._reading.cancel()
+
+    # -- backpressure
+
+    def wake(self) -> None:
+        """Something has changed about whether to read on: a receiver has room, or a call has begun."""
+        self._resumed.set()
+
+    def reschedule(self) -> None:
+        """The automaton's next deadline may have come nearer."""
+        if self.automaton.deadline < self._wakes_at:
+            self._rescheduled.set()
+
+    def _must_hold(self) -> bool:
+        return (self._sink.full and not self._sink.calling) or self._outbox.overfull
+
+    async def _hold(self) -> None:
+        self.automaton.hold(anyio.current_time())
+        self.reschedule()
+        while self._must_hold():
+            if self._outbox.overfull:
+                await self._outbox.wait_changed()
+            else:
+                self._resumed = anyio.Event()
+                await self._resumed.wait()
+        self.automaton.resume(anyio.current_time())
+
+    # -- the three tasks
+
+    async def _read(self) -> None:
+        try:
+            while self._cause is None:
+                packets, self._pushed_back = self._pushed_back, []
+                if not packets:
+                    with anyio.CancelScope() as self._receiving:
+                        packets = await self.transport.receive()
+                    self._receiving = None
+                await self._take(packets)
+        except anyio.EndOfStream:
+            self._end(Ended("transport close", "the peer closed the transport", by_peer=True), flush=False)
+        except ConnectionLost as exc:
+            self.end(exc.code, exc.reason, flush=False)
+        except anyio.ClosedResourceError:
+            self.end("transport error", "the transport was closed", flush=False)
+        except ProtocolError as exc:
+            logger.info("%r: invalid input: %s", self, exc)
+            self.end("parse error", str(exc))
+
+    async def _take(self, packets: list[Packet]) -> None:
+        now = anyio.current_time()
+        automaton = self.automaton
+        for packet in packets:
+            event = automaton.receive(packet, now)
+            for reply in automaton.replies():
+                self._outbox.push((reply,))
+            if event is not None:
+                self._handle(event)
+            if self._cause is not None:
+                return
+            if self._must_hold():
+                await self._hold()
+                now = anyio.current_time()
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Ended():
+                # a peer that says goodbye does not read what is left; a deadline that has passed leaves nobody to read it
+                self._end(event, flush=False)
+            case OfferExpired():
+                if self._offer is not None:
+                    self._offer.cancel()
+            case _:
+                self._sink.handle(event)
+        self.reschedule()
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                packets, count = self._outbox.peek(BATCH_BYTES)
+                if not packets:
+                    await self._outbox.wait_changed()
+                    continue
+                sent = False
+                with anyio.CancelScope() as self._sending:
+                    await self.transport.send(packets)
+                    sent = True
+                self._sending = None
+                if sent:
+                    self._outbox.commit(count)
+        except ConnectionLost as exc:
+            self.end(exc.code, exc.reason, flush=False)
+        except anyio.ClosedResourceError:
+            self.end("transport error", "the transport was closed", flush=False)
+
+    async def _keep_time(self) -> None:
+        while True:
+            self._wakes_at = self.automaton.deadline
+            self._rescheduled = anyio.Event()
+            with anyio.CancelScope(deadline=self._wakes_at):
+                await self._rescheduled.wait()
+            event: Event | None = None
+            while (event := self.automaton.expire(anyio.current_time())) is not None:
+                self._handle(event)
+            for reply in self.automaton.replies():
+                self._outbox.push((reply,))
+
+    # -- the upgrade
+
+    async def upgrade(self, road: Transport, polling: PollingRoad) -> None:
+        """Take a second road that has come for this session; returns when that road is closed.
+
+        If the peer does not change to it in an orderly way and in time, that road is closed and the session stays where it is.
+        """
+        changed = False
+        try:
+            self.automaton.offer(anyio.current_time())
+            try:
+                with anyio.CancelScope() as self._offer:
+                    self.reschedule()
+                    rest = await self._probe(road, polling)
+                    changed = True
+            finally:
+                self._offer = None
+                if not changed:
+                    self.automaton.lose_offer()
+                    polling.release()
+        except (ProtocolError, ConnectionLost, anyio.EndOfStream, anyio.ClosedResourceError) as exc:
+            logger.info("%r: upgrade failed: %s", self, exc)
+        finally:
+            if not changed:
+                with anyio.CancelScope(shield=True), anyio.move_on_after(self.settings.close_timeout):
+                    await road.aclose(1002, "the upgrade failed")
+        if changed:
+            self._change_road(road, rest)
+            polling.retire()
+            await self.wait_closed()
+
+    async def wait_closed(self) -> None:
+        """Wait until the session is over. Cancelled, it ends the session: its road belongs to the task that waits."""
+        try:
+            await self._over.wait()
+        finally:
+            self.end("transport error", "the request that carried the session was cancelled", flush=False)
+
+    async def _probe(self, road: Transport, polling: PollingRoad) -> list[Packet]:
+        """Answer the probe and wait for the change; returns the packets that came with it."""
+        while True:
+            packets = await road.receive()
+            for index, packet in enumerate(packets):
+                answer = self.automaton.receive_offer(packet, anyio.current_time())
+                if answer is None:
+                    return packets[index + 1 :]
+                polling.hold()
+                await road.send([answer])
+
+    def _change_road(self, road: Transport, rest: list[Packet]) -> None:
+        self.transport = road
+        self._pushed_back = rest
+        for scope in (self._receiving, self._sending):
+            if scope is not None:
+                scope.cancel()
+
+
+#: WebSocket close codes (RFC 6455, section 7.4.1) for ends that have one of their own
+_CLOSE_CODES: dict[str, int] = {"server shutting down": 1001, "parse error": 1002}
+
+#: ends after which the peer takes no part in a closing handshake
+_DEAD = frozenset({"ping timeout", "stalled", "transport error", "transport close"})

@@ -1,0 +1,40 @@
+"""Calling a user's function with as many values as it takes: missing ones are ``None``, surplus ones are left out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from .errors import ConfigurationError
+
+
+def adapt(function: Callable[..., Any], what: str) -> Callable[..., Any]:
+    """Wrap a function, whose signature is read once, now, so that any number of positional arguments suits it.
+
+    A plain function's result and a coroutine function's are both awaited for by the wrapper, which is a coroutine function.
+
+    :param what: what the function is, for the error.
+    :raises ConfigurationError: it is not callable, or it cannot be called with positional arguments only.
+    """
+    if not callable(function):
+        raise ConfigurationError(f"{what} must be a function, not {function!r}")
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:
+        # some built-in functions have no signature to read: they get what there is
+        least, most = 0, None
+    else:
+        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        for parameter in parameters:
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
+                raise ConfigurationError(f"{what} {function!r} requires the keyword argument {parameter.name!r}")
+        least = sum(p.default is p.empty for p in positional)
+        most = None if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(positional)
+
+    async def call(*args: Any) -> Any:
+        args = args[:most] + (None,) * (least - len(args))
+        result = function(*args)
+        return await result if inspect.isawaitable(result) else result
+
+    return call

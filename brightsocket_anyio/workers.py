@@ -1,0 +1,72 @@
+"""Workers: the tasks that a scope's handlers and filters share."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+import anyio
+from anyio.abc import TaskGroup
+
+Job = Callable[[], Awaitable[None]]
+
+
+class Workers:
+    """Runs jobs in the order they come, each at once: as many tasks as jobs block at a time, and one parked between them.
+
+    A worker that takes a job while others wait first calls for a second worker. If its job does not block, it takes the next
+    one itself before the second has even started, so jobs that never block share one task.
+
+    :param task_group: the scope that owns the workers; what a job raises goes to it.
+    :param enter: called at the start of each worker's task, whose context comes from whoever happened to start it.
+    """
+
+    def __init__(self, task_group: TaskGroup, enter: Callable[[], None]) -> None:
+        self._task_group = task_group
+        self._enter = enter
+        self._jobs: deque[Job] = deque()
+        self._parked: anyio.Event | None = None
+        self._coming = False
+        self._running = 0
+        self._quiet = anyio.Event()
+
+    def submit(self, job: Job) -> None:
+        """Have a job run soon."""
+        self._jobs.append(job)
+        self._call()
+
+    async def wait_quiet(self) -> None:
+        """Wait until no job runs or waits."""
+        while self._running or self._jobs:
+            self._quiet = anyio.Event()
+            await self._quiet.wait()
+
+    def _call(self) -> None:
+        if self._coming:
+            return
+        self._coming = True
+        if self._parked is not None:
+            self._parked.set()
+            self._parked = None
+        else:
+            self._task_group.start_soon(self._work, name="brightsocket worker")
+
+    async def _work(self) -> None:
+        self._enter()
+        while True:
+            self._coming = False
+            while self._jobs:
+                job = self._jobs.popleft()
+                if self._jobs:
+                    self._call()
+                self._running += 1
+                try:
+                    await job()
+                finally:
+                    self._running -= 1
+            if not self._running:
+                self._quiet.set()
+            if self._parked is not None:
+                return
+            self._parked = called = anyio.Event()
+            await called.wait()
