@@ -17,7 +17,7 @@ import itsdangerous
 import pytest
 from argon2 import PasswordHasher
 
-from brightsocket_anyio import ChannelRefused, Client, open_client
+from brightsocket_anyio import ChannelRefused, Client, ConnectionLost, open_client
 from examples.login.channels import make_api
 from examples.login.client import visit
 from examples.login.server import make_pages
@@ -188,7 +188,9 @@ async def test_an_action_after_the_token_expired_is_unauthorized_and_ends_the_co
                 assert await heard.receive() == {"from": "Ada", "text": "while it is good"}
                 later()
                 await admin.send("MESSAGE", "too late")
-                assert [refusal async for refusal in refusals] == [{"reason": "Your login has expired. Log in again."}]
+                assert await refusals.receive() == {"reason": "Your login has expired. Log in again."}
+                with pytest.raises(ConnectionLost, match="Your login has expired"):
+                    await refusals.receive()
             await client.connect("GUEST")
 
 

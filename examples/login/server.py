@@ -33,7 +33,8 @@ async def serve(host: str, port: int, users: Users, tokens: Tokens) -> None:
     api = make_api(make_pages(), users, tokens)
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with anyio.create_task_group() as tasks:
-            await tasks.start(partial(api.serve, host=host, port=port))
+            bound = await tasks.start(partial(api.serve, host=host, port=port))
+            print(f"The page is at {bound.url}/", flush=True)
             await anext(signals)
             tasks.cancel_scope.cancel()
 
