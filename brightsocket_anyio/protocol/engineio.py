@@ -6,7 +6,6 @@ Whatever a peer sends is decoded or is a :exc:`~brightsocket_anyio.errors.Protoc
 from __future__ import annotations
 
 import binascii
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -141,9 +140,9 @@ class Open:
 
 def _seconds(fields: dict[str, Any], key: str) -> float:
     milliseconds = fields.get(key)
-    if type(milliseconds) not in (int, float) or not 0 < milliseconds < math.inf:
+    if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float) or milliseconds <= 0:
         raise ProtocolError(f"the open packet's {key} is no time")
-    return float(milliseconds / 1000)
+    return milliseconds / 1000
 
 
 def encode(packet: Packet, eio: Literal[3, 4]) -> str | bytes:
