@@ -6,7 +6,6 @@ import os
 import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar, Unpack, overload
 
@@ -50,10 +49,11 @@ class Bound:
 class Brightsocket:
     """An API of channels, and an ASGI application.
 
-    It holds no state of an event loop: :meth:`serve`, an ASGI lifespan and :meth:`running` each run it, one after the other or at
-    the same time.
+    It holds no state of an event loop: :meth:`serve`, an ASGI lifespan and :meth:`running` each run it, one after the
+    other or at the same time.
 
-    :param app: an ASGI application to wrap: it gets every request that is not ours, under :meth:`serve` as under any ASGI server.
+    :param app: an ASGI application to wrap: it gets every request that is not ours, under :meth:`serve` as under any
+        ASGI server.
     :param settings: see :class:`Settings`.
     :raises ConfigurationError: a setting has an unusable value.
     :ivar pool: everyone connected.
@@ -65,7 +65,9 @@ class Brightsocket:
         self._settings = Settings(**settings)
         self._channels = Channels(self._settings)
         self._running: list[Server] = []
-        self._front_door = FrontDoor(self._settings, app, lambda: self._running[-1] if self._running else None, self.running)
+        self._front_door = FrontDoor(
+            self._settings, app, lambda: self._running[-1] if self._running else None, self.running
+        )
 
     @overload
     def connect(
@@ -89,18 +91,19 @@ class Brightsocket:
     ) -> Any:
         """Define a channel: a decorator, or a plain call with the function as the last argument.
 
-        The function is called with the :class:`Connection`, the identity and the webserver (as many of them as it takes) when a client names
-        the channel, after the functions of the channels that it extends. The client is let in when all of them have *settled*:
-        returned, sent something, begun to wait for an action or an answer, or called :meth:`Connection.accept`. Until then nothing is
-        delivered to any receiver. A function that returns leaves the connection open. One that raises :exc:`Refused` turns the
-        client away; any other exception ends the connection and is logged.
+        The function is called with the :class:`Connection`, the identity and the webserver (as many of them as it
+        takes) when a client names the channel, after the functions of the channels that it extends. The client is let
+        in when all of them have *settled*: returned, sent something, begun to wait for an action or an answer, or
+        called :meth:`Connection.accept`. Until then nothing is delivered to any receiver. A function that returns
+        leaves the connection open. One that raises :exc:`Refused` turns the client away; any other exception ends the
+        connection and is logged.
 
         :param name: the channel's name; one that begins with ``/`` is a Socket.IO namespace.
         :param extends: the channels that this one extends, defined earlier or later.
-        :param settings: those in which the channel differs from the API: ``grace``, ``max_buffered_messages``, ``max_buffered_bytes``,
-            ``max_calls``, ``slow_consumer``.
-        :raises ConfigurationError: a setting or the function cannot be used. Whether the channels fit together is checked when
-            the API is run.
+        :param settings: those in which the channel differs from the API: ``grace``, ``max_buffered_messages``,
+            ``max_buffered_bytes``, ``max_calls``, ``slow_consumer``.
+        :raises ConfigurationError: a setting or the function cannot be used. Whether the channels fit together is
+            checked when the API is run.
         """
         if callable(extends) and function is None:
             extends, function = (), extends
@@ -118,10 +121,12 @@ class Brightsocket:
     async def running(self) -> AsyncGenerator[None]:
         """Run the API for requests that come through ASGI, where the host's lifespan does not reach it.
 
-        An application that is the outermost one needs no such thing: its ASGI lifespan does it. One that is mounted in another
-        does ``async with api.running()`` in that one's lifespan. Leaving it drains, as :meth:`drain` does, then ends what is left.
+        An application that is the outermost one needs no such thing: its ASGI lifespan does it. One that is mounted in
+        another does ``async with api.running()`` in that one's lifespan. Leaving it drains, as :meth:`drain` does, then
+        ends what is left.
 
-        :raises ConfigurationError: a channel is defined twice, a base is unknown, or channels extend each other in a circle.
+        :raises ConfigurationError: a channel is defined twice, a base is unknown, or channels extend each other in a
+            circle.
         """
         async with Server(self._channels, self._settings, self.pool, self._app) as server:
             self._running.append(server)
@@ -150,8 +155,8 @@ class Brightsocket:
     ) -> None:
         """Serve the API, and the wrapped application, with the embedded server. Runs until it is cancelled.
 
-        Cancelled, it drains: it stops accepting, tells every client, lets replies in flight go out, and ends, all within the sum of the
-        ``grace`` and ``close_timeout`` settings.
+        Cancelled, it drains: it stops accepting, tells every client, lets replies in flight go out, and ends, all
+        within the sum of the ``grace`` and ``close_timeout`` settings.
 
         ``await tg.start(api.serve)`` returns a :class:`Bound` once requests are accepted.
 
@@ -196,7 +201,7 @@ def _describe(listeners: Sequence[Listener[Any]], tls: bool) -> Bound:
     addresses: list[tuple[str, int] | str] = []
     for listener in listeners:
         for each in getattr(listener, "listeners", (listener,)):
-            address = each.extra(SocketAttribute.local_address, None)
+            address = each.extra(SocketAttribute.local_address, None)  # noqa: S610 (Django's is another)
             if isinstance(address, tuple):
                 addresses.append((address[0], address[1]))
             elif address is not None:

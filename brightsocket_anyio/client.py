@@ -49,13 +49,14 @@ async def open_client(
 ) -> AsyncGenerator[Client]:
     """A client of a Brightsocket server, or of any Socket.IO server. Nothing is opened before :meth:`Client.connect`.
 
-    It owns a task group, in which its connection and its handlers run; leaving it closes the connection, after what was accepted for
-    sending has been sent, within the close timeout. One exception from inside comes out as itself; several come out as an
-    exception group.
+    It owns a task group, in which its connection and its handlers run; leaving it closes the connection, after what was
+    accepted for sending has been sent, within the close timeout. One exception from inside comes out as itself; several
+    come out as an exception group.
 
-    :param url: the server, ``http:`` or ``https:`` (``ws:`` and ``wss:`` mean the same); the ``path`` setting is added to it.
-    :param http: makes the handshake: its proxies, TLS settings, cookies, headers and auth are used. It stays the caller's to close; without
-        one, the client has its own.
+    :param url: the server, ``http:`` or ``https:`` (``ws:`` and ``wss:`` mean the same); the ``path`` setting is added
+        to it.
+    :param http: makes the handshake: its proxies, TLS settings, cookies, headers and auth are used. It stays the
+        caller's to close; without one, the client has its own.
     :param eio: the Engine.IO version: 4 for Socket.IO 3 and newer, 3 for Socket.IO 1 and 2.
     :param settings: those of :class:`Settings` that concern a client.
     :raises ConfigurationError: a setting has an unusable value, or the URL is none.
@@ -113,9 +114,11 @@ class Client:
         return stay.connection if stay is not None and stay.core is not None and stay.core.ended is None else None
 
     def on(self, action: str, *, limit: int = 1) -> Callable[[Function], Function]:
-        """Handle an action on whichever channel the client is: as :meth:`Connection.on`, but for the client's whole life.
+        """Handle an action on whichever channel the client is: as :meth:`Connection.on`, but for the client's whole
+        life.
 
-        The function runs in the client's scope, so it may :meth:`connect` to another channel. What it raises comes out of
+        The function runs in the client's scope, so it may :meth:`connect` to another channel. What it raises comes out
+        of
         :func:`open_client`.
         """
 
@@ -131,16 +134,18 @@ class Client:
     async def connect(self, channel: str, identity: Mapping[str, Any] | None = None) -> Connection:
         """Leave the current channel, if any, and then open another; returns when the server has let the client in.
 
-        The old connection's scope is over before the new session opens. There is no timeout: use :func:`anyio.fail_after`. Cancelled, the
-        client is on no channel.
+        The old connection's scope is over before the new session opens. There is no timeout: use
+        :func:`anyio.fail_after`. Cancelled, the client is on no channel.
 
         :param channel: a channel's name, or a Socket.IO namespace (it begins with ``/``).
-        :param identity: what the server's channel gets; for a namespace, CONNECT's auth payload (Socket.IO 1 and 2: the query).
+        :param identity: what the server's channel gets; for a namespace, CONNECT's auth payload (Socket.IO 1 and 2: the
+            query).
         :raises ChannelRefused: the server turned the client away; the client is on no channel.
         :raises HandshakeError: no session could be opened.
         :raises ConnectionLost: the session was lost before the server answered.
         :raises anyio.ClosedResourceError: a later call of :meth:`connect` or :meth:`disconnect` took this one's place.
-        :raises RuntimeError: called from inside the connection that it would end: put the handler on the client instead.
+        :raises RuntimeError: called from inside the connection that it would end: put the handler on the client
+            instead.
         :raises ValueError: the identity cannot be sent.
         """
         self._check_outside("connect")
@@ -160,7 +165,8 @@ class Client:
         return stay.connection
 
     async def disconnect(self) -> None:
-        """Leave the current channel, if any: what was accepted for sending is sent, within the close timeout. Idempotent.
+        """Leave the current channel, if any: what was accepted for sending is sent, within the close timeout.
+        Idempotent.
 
         :raises RuntimeError: called from inside the connection that it would end.
         """
@@ -173,8 +179,8 @@ class Client:
     def _check_outside(self, what: str) -> None:
         if self._stay is not None and self._stay.core is not None and self._stay.core.is_inside:
             raise RuntimeError(
-                f"{what}() would cancel the connection that this code runs in: put the handler on the client (client.on), "
-                "whose scope survives the switch"
+                f"{what}() would cancel the connection that this code runs in: "
+                "put the handler on the client (client.on), whose scope survives the switch"
             )
 
     async def _dial(self) -> Transport:

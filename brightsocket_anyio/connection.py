@@ -216,8 +216,8 @@ class _Call:
 class ConnectionCore:
     """What a connection does, for whoever owns it: its scope, its inbox, its outgoing messages, its end.
 
-    :param failed: told of an exception of a handler or filter, before the connection ends by it; where it is ``None`` the exception
-        is the owner's, out of :meth:`run`.
+    :param failed: told of an exception of a handler or filter, before the connection ends by it; where it is ``None``
+        the exception is the owner's, out of :meth:`run`.
     """
 
     def __init__(
@@ -320,7 +320,7 @@ class ConnectionCore:
         self.end(self._failed(exc))
 
     def accept(self, units: list[Unit]) -> None:
-        """The connection is accepted: send ``units``, then what was sent meanwhile; deliver what has arrived meanwhile."""
+        """The connection is accepted: send ``units``, then what was sent meanwhile; deliver what has arrived."""
         for unit in (*units, *self._held):
             self.session.push(unit)
         self._held.clear()
@@ -496,15 +496,15 @@ class ConnectionCore:
 class Connection:
     """One client on one channel. Both sides have one, and both use it the same way.
 
-    It is a scope: its handlers, filters and (on the server) its channel's functions are tasks in it. However it ends, its streams end,
-    its tasks are cancelled and have finished before anyone hears that it is over. It is made by the server, or by
-    :meth:`Client.connect`, and closed by whoever made it; :meth:`aclose` ends it earlier.
+    It is a scope: its handlers, filters and (on the server) its channel's functions are tasks in it. However it ends,
+    its streams end, its tasks are cancelled and have finished before anyone hears that it is over. It is made by the
+    server, or by :meth:`Client.connect`, and closed by whoever made it; :meth:`aclose` ends it earlier.
 
     :ivar id: its id, which :meth:`Pool.send` takes: the Socket.IO id of the client.
     :ivar channel: the name of the channel.
     :ivar identity: what the client handed over.
-    :ivar webserver: what the application is mounted on or wrapped around: the wrapped ASGI application, or the host's ASGI
-        ``scope["app"]``; ``None`` where there is neither, and on the client.
+    :ivar webserver: what the application is mounted on or wrapped around: the wrapped ASGI application, or the host's
+        ASGI ``scope["app"]``; ``None`` where there is neither, and on the client.
     """
 
     def __init__(self, core: ConnectionCore, channel: str, identity: Mapping[str, Any], webserver: Any = None) -> None:
@@ -529,7 +529,8 @@ class Connection:
     async def send(self, action: str, *payload: Any) -> None:
         """Send an action, with no value, one or several.
 
-        Returns when a bounded buffer has taken it; waits while that is full. Cancelled, the whole message is sent or nothing.
+        Returns when a bounded buffer has taken it; waits while that is full. Cancelled, the whole message is sent or
+        nothing.
 
         :param payload: JSON values, in which there may be :class:`bytes`; NaN and the infinities become null.
         :raises ValueError: the payload cannot be sent, or the name is one of Socket.IO's or Brightsocket's own.
@@ -544,8 +545,9 @@ class Connection:
     async def call(self, action: str, *payload: Any) -> Any:
         """Send an action and wait for the peer's answer (a Socket.IO acknowledgement).
 
-        There is no timeout: use :func:`anyio.move_on_after` or :func:`anyio.fail_after`. Cancelled, the answer is ignored when it comes.
-        While a call waits, the session reads on even if receivers are full, within a bound past which it ends.
+        There is no timeout: use :func:`anyio.move_on_after` or :func:`anyio.fail_after`. Cancelled, the answer is
+        ignored when it comes. While a call waits, the session reads on even if receivers are full, within a bound past
+        which it ends.
 
         :returns: ``None`` for an empty answer, the value for one, a tuple for several.
         :raises: as :meth:`send`; also when the connection ends before the answer.
@@ -557,8 +559,8 @@ class Connection:
     def receive(self, action: str) -> ObjectReceiveStream[Any]:
         """Receive an action's payloads as a stream: ``None`` for none, the value for one, a tuple for several.
 
-        It receives from this moment on, what the inbox holds for the action first; close it (``async with``) to stop. Every receiver of
-        an action gets every payload. A full stream holds back the reading of its session.
+        It receives from this moment on, what the inbox holds for the action first; close it (``async with``) to stop.
+        Every receiver of an action gets every payload. A full stream holds back the reading of its session.
 
         :raises: as :meth:`send`, when the connection has ended.
         """
@@ -567,13 +569,13 @@ class Connection:
     def on(self, action: str, *, limit: int = 1) -> Callable[[Function], Function]:
         """Handle an action: a decorator for a function of the payload's values.
 
-        The function runs in the connection's scope, for one payload after the other (or ``limit`` at a time). Missing values are
-        ``None``, surplus ones are left out. What the first handler of an action returns answers a peer's :meth:`call`: a tuple
-        is several values. If it raises, a server's connection ends and the peer is told; a client's exception comes out of
-        ``open_client``.
+        The function runs in the connection's scope, for one payload after the other (or ``limit`` at a time). Missing
+        values are ``None``, surplus ones are left out. What the first handler of an action returns answers a peer's
+        :meth:`call`: a tuple is several values. If it raises, a server's connection ends and the peer is told; a
+        client's exception comes out of ``open_client``.
 
         :param limit: how many payloads are handled at the same time.
-        :raises ConfigurationError: the function cannot be called with positional arguments, or ``limit`` is less than 1.
+        :raises ConfigurationError: the function cannot be called with positional arguments, or ``limit`` is below 1.
         :raises: as :meth:`send`, when the connection has ended.
         """
 
@@ -586,9 +588,9 @@ class Connection:
     def add_filter(self, function: Function) -> Function:
         """Put a function before all receivers: ``await function(action, payload, forward)``. Usable as a decorator.
 
-        Filters run in the order they were added, once for each action. ``await forward()`` lets the action pass, ``await
-        forward(payload)`` with another payload; it returns when the receivers hold it, and may be called once. If it is not called, nobody
-        sees the action.
+        Filters run in the order they were added, once for each action. ``await forward()`` lets the action pass,
+        ``await forward(payload)`` with another payload; it returns when the receivers hold it, and may be called once.
+        If it is not called, nobody sees the action.
 
         :raises ConfigurationError: the function cannot be called with positional arguments.
         :raises: as :meth:`send`, when the connection has ended.
@@ -608,8 +610,8 @@ class Connection:
     async def aclose(self) -> None:
         """End the connection: what was accepted for sending is sent, within the close timeout. Idempotent.
 
-        Returns when everything in the connection's scope has finished. From inside that scope it does not wait: the current task is
-        cancelled at its next checkpoint, as the others are.
+        Returns when everything in the connection's scope has finished. From inside that scope it does not wait: the
+        current task is cancelled at its next checkpoint, as the others are.
         """
         core = self._core
         core.end(End("closed", "this side closed the connection"))

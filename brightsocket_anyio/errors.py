@@ -10,8 +10,8 @@
     ├── ChannelRefused                           raised by a client's ``connect``: the server turned it away
     └── ConnectionLost (anyio.BrokenResourceError)   the connection ended and neither side meant it to
 
-AnyIO's own exceptions keep AnyIO's meaning: :exc:`anyio.ClosedResourceError` (we closed it), :exc:`anyio.EndOfStream` (the
-peer ended it), :exc:`anyio.BusyResourceError` (two tasks read one stream).
+AnyIO's own exceptions keep AnyIO's meaning: :exc:`anyio.ClosedResourceError` (we closed it), :exc:`anyio.EndOfStream`
+(the peer ended it), :exc:`anyio.BusyResourceError` (two tasks read one stream).
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Refused(BrightsocketError):
     """Raised by a channel's function to turn a client away, with the reason that the client is told.
 
     Before the connection is accepted it is a refusal: the client's ``connect`` raises :exc:`ChannelRefused`, a stock
-    Socket.IO client gets CONNECT_ERROR (a namespace) or the event ``BRIGHTSOCKET:REFUSED``. Later it ends the connection,
-    with the same reason.
+    Socket.IO client gets CONNECT_ERROR (a namespace) or the event ``BRIGHTSOCKET:REFUSED``. Later it ends the
+    connection, with the same reason.
 
     :param reason: a text for the client.
     :param data: any JSON value that a namespace's CONNECT_ERROR carries beside the reason.

@@ -1,9 +1,9 @@
 """The inbox of a connection: what has arrived and not been received, action by action. Nothing in here waits.
 
-Each action name has a *lane*: what has arrived for it, in order, and its receivers. A lane without receivers keeps what has
-arrived, within the inbox's bound: the oldest of all such lanes is dropped for what comes later. A lane with receivers hands on
-as long as every one of them has room; then it fills up, and once it is full the session must not read on. Filters, where there are
-any, come between: they take one item of a lane at a time.
+Each action name has a *lane*: what has arrived for it, in order, and its receivers. A lane without receivers keeps what
+has arrived, within the inbox's bound: the oldest of all such lanes is dropped for what comes later. A lane with
+receivers hands on as long as every one of them has room; then it fills up, and once it is full the session must not
+read on. Filters, where there are any, come between: they take one item of a lane at a time.
 """
 
 from __future__ import annotations

@@ -47,8 +47,9 @@ class Pool:
     async def emit(self, action: str, *payload: Any) -> int:
         """Send an action to every connection, encoded once; never waits for a slow one.
 
-        What happens to a client whose buffer is full is its channel's ``slow_consumer``: ``"disconnect"`` ends its session,
-        ``"drop-oldest"`` drops what was emitted to it first, ``"drop-newest"`` this message. Each drop is counted.
+        What happens to a client whose buffer is full is its channel's ``slow_consumer``: ``"disconnect"`` ends its
+        session, ``"drop-oldest"`` drops what was emitted to it first, ``"drop-newest"`` this message. Each drop is
+        counted.
 
         :returns: how many connections took it.
         :raises ValueError: the payload cannot be sent.

@@ -161,8 +161,8 @@ class _Visit:
         """The channel has not let the client in within the identify timeout."""
         if self._step is not None:
             logger.warning(
-                "channel %s: %s has neither returned, nor sent or waited for anything, nor called `await connection.accept()`, "
-                "within identify_timeout: the client is refused",
+                "channel %s: %s has neither returned, nor sent or waited for anything, nor called "
+                "`await connection.accept()`, within identify_timeout: the client is refused",
                 self._plan.channel,
                 self._step.channel.label,
             )
@@ -298,7 +298,8 @@ class _Peer:
 
     def _deliver(self, visit: _Visit, name: str, args: tuple[Any, ...], id: int | None, size: int) -> None:
         if not visit.core.deliver(name, args, id, size):
-            self.session.end("overflow", "too much arrived for full receivers while a call awaited its answer", flush=False)
+            reason = "too much arrived for full receivers while a call awaited its answer"
+            self.session.end("overflow", reason, flush=False)
 
     def _join(self, namespace: str, auth: Any) -> None:
         id = self._id(namespace)
@@ -357,8 +358,8 @@ class _Peer:
 class Server(AsyncContextManagerMixin):
     """One run of an API. As an async context manager it owns the task group in which every session runs.
 
-    Leaving it, in whatever way, drains: that task group is shielded, for the grace and close timeouts, from the cancellation of the
-    code around it, so that peers are told and what was accepted is sent.
+    Leaving it, in whatever way, drains: that task group is shielded, for the grace and close timeouts, from the
+    cancellation of the code around it, so that peers are told and what was accepted is sent.
 
     :ivar sessions: the sessions by their Engine.IO id.
     :ivar task_group: for what must live as long as the sessions do.
@@ -424,7 +425,7 @@ class Server(AsyncContextManagerMixin):
             raise handshake.RequestError(503, None, "Server shutting down")
 
     async def handle_websocket(self, request: WebSocketRequest) -> None:
-        """The whole life of a WebSocket request: a new session, or an upgrade of one. Returns when the WebSocket is closed."""
+        """The whole life of a WebSocket request, a new session or an upgrade: returns when the WebSocket is closed."""
         try:
             query = handshake.parse_query(request.scope)
             handshake.check_origin(request.scope, self.settings)
@@ -450,7 +451,8 @@ class Server(AsyncContextManagerMixin):
     def find(self, sid: str, eio: Literal[3, 4]) -> Session:
         """The session of a request.
 
-        :raises brightsocket_anyio.protocol.handshake.RequestError: there is none (code 1), or it is of another version (code 3).
+        :raises brightsocket_anyio.protocol.handshake.RequestError: there is none (code 1), or it is of another version
+            (code 3).
         """
         session = self.sessions.get(sid)
         if session is None or session.closed:

@@ -74,7 +74,8 @@ class _Waiting:
 
 
 class Outbox:
-    """The bounded buffer of what is to be sent, in order. Counts messages and bytes; a message too large for it goes in alone."""
+    """The bounded buffer of what is to be sent, in order. Counts messages and bytes; a message too large for it goes in
+    alone."""
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         self._max_messages = max_messages
@@ -252,21 +253,20 @@ class Session:
         self._sink = sink
         cause = Ended("server shutting down", "the session was cancelled")
         try:
-            async with anyio.create_task_group() as self.task_group:
-                async with anyio.create_task_group() as io:
-                    io.start_soon(self._write)
-                    io.start_soon(self._keep_time)
-                    with self._reading:
-                        if begin is not None:
-                            begin()
-                        await self._read()
-                    cause = self._cause or cause
-                    self.automaton.close()
-                    await sink.end(cause)
-                    if self._flush:
-                        with anyio.move_on_after(self.settings.close_timeout):
-                            await self.flush()
-                    io.cancel_scope.cancel()
+            async with anyio.create_task_group() as self.task_group, anyio.create_task_group() as io:
+                io.start_soon(self._write)
+                io.start_soon(self._keep_time)
+                with self._reading:
+                    if begin is not None:
+                        begin()
+                    await self._read()
+                cause = self._cause or cause
+                self.automaton.close()
+                await sink.end(cause)
+                if self._flush:
+                    with anyio.move_on_after(self.settings.close_timeout):
+                        await self.flush()
+                io.cancel_scope.cancel()
         finally:
             self._cause = cause
             self.automaton.close()
@@ -386,7 +386,8 @@ class Session:
     def _handle(self, event: Event) -> None:
         match event:
             case Ended():
-                # a peer that says goodbye does not read what is left; a deadline that has passed leaves nobody to read it
+                # a peer that says goodbye does not read what is left; a deadline that has passed leaves nobody to read
+                # it
                 self._end(event, flush=False)
             case OfferExpired():
                 if self._offer is not None:
@@ -413,6 +414,8 @@ class Session:
             self.end(exc.code, exc.reason, flush=False)
         except anyio.ClosedResourceError:
             self.end("transport error", "the transport was closed", flush=False)
+        finally:
+            self._outbox.close()
 
     async def _keep_time(self) -> None:
         while True:
@@ -431,9 +434,11 @@ class Session:
     async def upgrade(self, road: Transport, polling: PollingRoad) -> None:
         """Take a second road that has come for this session; returns when that road is closed.
 
-        If the peer does not change to it in an orderly way and in time, that road is closed and the session stays where it is.
+        If the peer does not change to it in an orderly way and in time, that road is closed and the session stays where
+        it is.
         """
         changed = False
+        rest: list[Packet] = []
         try:
             self.automaton.offer(anyio.current_time())
             try:

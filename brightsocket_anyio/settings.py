@@ -63,7 +63,8 @@ class Settings:
     identify_timeout: float = 20
     #: seconds that an upgrade to WebSocket may take
     upgrade_timeout: float = 10
-    #: seconds without progress in either direction after which a session has stalled; default ping_interval + ping_timeout
+    #: seconds without progress in either direction after which a session has stalled; default ping_interval +
+    #: ping_timeout
     stall_timeout: float | None = None
     #: seconds that an orderly end may take: flushing what was sent, the peer's closing handshake
     close_timeout: float = 5
@@ -116,7 +117,9 @@ class Settings:
         if isinstance(self.allowed_origins, str) and self.allowed_origins != "*":
             raise ConfigurationError('allowed_origins is "*" or a sequence of origins, not one string')
         if self.allowed_origins == "*" and self.credentials:
-            raise ConfigurationError('allowed_origins="*" together with credentials would hand every site the user\'s cookies')
+            raise ConfigurationError(
+                'allowed_origins="*" together with credentials would hand every site the user\'s cookies'
+            )
         if self.slow_consumer not in ("disconnect", "drop-oldest", "drop-newest"):
             raise ConfigurationError(f"slow_consumer is no policy: {self.slow_consumer!r}")
         stall = self.stall_timeout

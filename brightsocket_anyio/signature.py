@@ -12,7 +12,8 @@ from .errors import ConfigurationError
 def adapt(function: Callable[..., Any], what: str) -> Callable[..., Any]:
     """Wrap a function, whose signature is read once, now, so that any number of positional arguments suits it.
 
-    A plain function's result and a coroutine function's are both awaited for by the wrapper, which is a coroutine function.
+    A plain function's result and a coroutine function's are both awaited for by the wrapper, which is a coroutine
+    function.
 
     :param what: what the function is, for the error.
     :raises ConfigurationError: it is not callable, or it cannot be called with positional arguments only.

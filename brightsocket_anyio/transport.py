@@ -25,7 +25,8 @@ class Transport(Protocol):
     async def send(self, packets: Sequence[Packet]) -> None:
         """Send a batch of packets, whole and in order.
 
-        Cancelled, a WebSocket may have sent part of the batch and is good for :meth:`aclose` only; polling has sent nothing.
+        Cancelled, a WebSocket may have sent part of the batch and is good for :meth:`aclose` only; polling has sent
+        nothing.
 
         :raises anyio.ClosedResourceError: this side has closed the transport.
         :raises ConnectionLost: the peer is gone, or takes no bytes for the stall timeout (code ``"stalled"``).
@@ -55,7 +56,7 @@ class WebSocketRequest(Protocol):
 
     @property
     def scope(self) -> Scope:
-        """An ASGI ``websocket`` scope: ``path``, ``root_path``, ``query_string``, ``headers``, ``client``, ``scheme``…"""
+        """An ASGI ``websocket`` scope: ``path``, ``query_string``, ``headers``, ``client``, ``scheme``…"""
         ...
 
     async def accept(self, eio: Literal[3, 4]) -> Transport:

@@ -12,10 +12,11 @@ Job = Callable[[], Awaitable[None]]
 
 
 class Workers:
-    """Runs jobs in the order they come, each at once: as many tasks as jobs block at a time, and one parked between them.
+    """Runs jobs in the order they come, each at once: as many tasks as jobs block at a time, and one parked between
+    them.
 
-    A worker that takes a job while others wait first calls for a second worker. If its job does not block, it takes the next
-    one itself before the second has even started, so jobs that never block share one task.
+    A worker that takes a job while others wait first calls for a second worker. If its job does not block, it takes the
+    next one itself before the second has even started, so jobs that never block share one task.
 
     :param task_group: the scope that owns the workers; what a job raises goes to it.
     :param enter: called at the start of each worker's task, whose context comes from whoever happened to start it.

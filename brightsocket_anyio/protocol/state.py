@@ -1,18 +1,19 @@
 """The automaton of one session: open, upgrade, heartbeat, connect, identify, close.
 
-It takes Engine.IO packets and the time, and it returns at most one event for a packet, the packets to answer with, and the
-next deadline. It never awaits, logs or reads a clock.
+It takes Engine.IO packets and the time, and it returns at most one event for a packet, the packets to answer with, and
+the next deadline. It never awaits, logs or reads a clock.
 
 Two tables say what may happen; a missing entry is the error. The rules behind them:
 
-- A session has one *road* (:data:`ROADS`). On polling a second road may be offered, probed and changed to, once and in this order;
-  a road that fails on the way leaves polling as it was.
-- Each Socket.IO namespace of a session has one *stay* (:data:`STAYS`). The asking side moves it to CONNECTING. The answering side admits
-  it (the main namespace, which names its channel later, by IDENTIFY), accepts it (a namespace that is itself a channel) or refuses it.
-- A second CONNECT, and anything but a CONNECT for a namespace that never was, are errors; what was in flight for a stay that has ended
-  is ignored. IDENTIFY may come again: a switch.
-- One side pings, the other answers: the server pings in Engine.IO 4, the client in Engine.IO 3. Whatever arrives proves that the peer
-  is alive. A side that holds back reading sees no ping, so it answers unasked, once each interval.
+- A session has one *road* (:data:`ROADS`). On polling a second road may be offered, probed and changed to, once and in
+  this order; a road that fails on the way leaves polling as it was.
+- Each Socket.IO namespace of a session has one *stay* (:data:`STAYS`). The asking side moves it to CONNECTING. The
+  answering side admits it (the main namespace, which names its channel later, by IDENTIFY), accepts it (a namespace
+  that is itself a channel) or refuses it.
+- A second CONNECT, and anything but a CONNECT for a namespace that never was, are errors; what was in flight for a stay
+  that has ended is ignored. IDENTIFY may come again: a switch.
+- One side pings, the other answers: the server pings in Engine.IO 4, the client in Engine.IO 3. Whatever arrives proves
+  that the peer is alive. A side that holds back reading sees no ping, so it answers unasked, once each interval.
 """
 
 from __future__ import annotations
@@ -562,7 +563,7 @@ class Automaton:
         return [namespace for namespace, stay in self._stays.items() if stay is not Stay.ENDED]
 
     def ask(self, namespace: str, now: float) -> bool:
-        """Client: ask for a namespace. Returns whether to send a CONNECT: protocol 4's main namespace comes by itself."""
+        """Client: ask for a namespace; returns whether to send a CONNECT (protocol 4's main one comes by itself)."""
         self._move(namespace, StayInput.ASK, now)
         return self.protocol == 5 or namespace != "/"
 
@@ -743,7 +744,9 @@ def _explained(data: list[Any]) -> Explained:
 def _rejected(namespace: str, data: Any) -> Rejected:
     if isinstance(data, str):
         return Rejected(namespace, data)
-    return Rejected(namespace, _text([data], "message", "refused"), data.get("data") if isinstance(data, dict) else data)
+    return Rejected(
+        namespace, _text([data], "message", "refused"), data.get("data") if isinstance(data, dict) else data
+    )
 
 
 def _text(values: list[Any], key: str, default: str) -> str:
