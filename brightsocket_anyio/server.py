@@ -430,7 +430,7 @@ class Server(AsyncContextManagerMixin):
             query = handshake.parse_query(request.scope)
             handshake.check_origin(request.scope, self.settings)
             if query.transport != "websocket":
-                raise handshake.RequestError(400, 3, "Bad request")
+                raise handshake.RequestError.of(3)
             if query.sid is None:
                 self.check_open()
                 transport = await request.accept(query.eio)
@@ -456,9 +456,9 @@ class Server(AsyncContextManagerMixin):
         """
         session = self.sessions.get(sid)
         if session is None or session.closed:
-            raise handshake.RequestError(400, 1, "Session ID unknown")
+            raise handshake.RequestError.of(1)
         if session.eio != eio:
-            raise handshake.RequestError(400, 3, "Bad request")
+            raise handshake.RequestError.of(3)
         return session
 
     async def _live(self, session: Session, peer: _Peer, packet: Any) -> None:
