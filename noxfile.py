@@ -68,7 +68,7 @@ def types(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the documentation; its examples are run by tests/test_docs.py."""
     install(session, "docs")
-    session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
+    session.run("sphinx-build", "-E", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
     session.run("towncrier", "build", "--draft", "--version", "next", silent=True)
 
 

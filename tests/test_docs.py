@@ -16,6 +16,7 @@ from brightsocket_anyio import ChannelRefused, open_client
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+PAGES = list((ROOT / "docs").glob("*.md"))
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -44,14 +45,14 @@ async def test_the_server_and_the_client_of_the_readme(capsys: pytest.CaptureFix
     assert capsys.readouterr().out.splitlines() == ["{'id': 7, 'name': 'Morgiana'}", "hello, everyone"]
 
 
-@pytest.mark.parametrize("page", [README, *(ROOT / "docs").glob("*.md")], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!\w+:)([^)#]+)", page.read_text("utf-8")):
         place = page.parent / target
         assert place.exists() or place.with_suffix(".md").exists(), target
 
 
-@pytest.mark.parametrize("page", (ROOT / "docs").glob("*.md"), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_code_of_a_page_is_included_from_a_file_that_is_tested(page: Path) -> None:
     assert not FENCE.search(page.read_text("utf-8"))
 
