@@ -13,7 +13,7 @@ import anyio
 from anyio.abc import Listener, SocketAttribute, SocketStream, TaskStatus
 from anyio.streams.tls import TLSListener
 
-from .asgi import FrontDoor
+from .asgi import FrontDoor, Lifespan
 from .listener import serve_listener
 from .pool import Pool
 from .server import Channels, Server
@@ -155,8 +155,9 @@ class Brightsocket:
     ) -> None:
         """Serve the API, and the wrapped application, with the embedded server. Runs until it is cancelled.
 
-        Cancelled, it drains: it stops accepting, tells every client, lets replies in flight go out, and ends, all
-        within the sum of the ``grace`` and ``close_timeout`` settings.
+        The wrapped application's ASGI lifespan is run around it. Cancelled, it drains: it stops accepting, tells every
+        client, lets replies in flight go out, and ends, all within the sum of ``grace`` and ``close_timeout``, once for the
+        sessions and once for the wrapped application.
 
         ``await tg.start(api.serve)`` returns a :class:`Bound` once requests are accepted.
 
@@ -170,8 +171,12 @@ class Brightsocket:
         """
         bound = [*listeners] or [await _bind(host, port, uds, ssl_context)]
         try:
-            async with Server(self._channels, self._settings, self.pool, self._app) as server:
-                door = FrontDoor(self._settings, self._app, lambda: server, self.running)
+            async with (
+                Lifespan(self._app, self._settings) as lifespan,
+                Server(self._channels, self._settings, self.pool, self._app) as server,
+            ):
+                app = None if self._app is None else _sharing(self._app, lifespan.state)
+                door = FrontDoor(self._settings, app, lambda: server, self.running)
                 for listener in bound:
                     server.task_group.start_soon(serve_listener, listener, door, server, self._settings)
                 task_status.started(_describe(bound, ssl_context is not None))
@@ -184,6 +189,15 @@ class Brightsocket:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application."""
         await self._front_door(scope, receive, send)
+
+
+def _sharing(app: ASGIApp, state: dict[str, Any]) -> ASGIApp:
+    """The application, each of whose requests gets a copy of the state that its lifespan has set up."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "state": state.copy()}, receive, send)
+
+    return call
 
 
 async def _bind(
