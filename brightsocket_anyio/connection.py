@@ -299,11 +299,11 @@ class ConnectionCore:
         if self.ended is not None:
             return
         self.ended = end
+        self.inbox.close(hand_on=end.code != "closed")
         for stream in self._streams:
             stream.end(end)
         for call in self._calls.values():
             call.over.set()
-        self.inbox.close()
         self._held.clear()
         self._ending.set()
         self._decided.set()
@@ -462,7 +462,7 @@ class ConnectionCore:
 
     async def _run_filters(self, filters: tuple[Callable[..., Awaitable[Any]], ...], lane: Lane, item: Item) -> None:
         if not filters:
-            while self.ended is None and not self.inbox.has_room(lane, item):
+            while self.ended is None and not self.inbox.ready(lane, item):
                 self._room = anyio.Event()
                 await self._room.wait()
             if self.ended is None:

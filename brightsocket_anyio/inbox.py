@@ -51,6 +51,11 @@ class Buffer:
         self.items.appendleft(item)
         self.size += item.size
 
+    def insert(self, item: Item) -> None:
+        """Put an item in its place by its order."""
+        self.items.insert(sum(other.order < item.order for other in self.items), item)
+        self.size += item.size
+
     def pop(self) -> Item:
         item = self.items.popleft()
         self.size -= item.size
@@ -132,7 +137,7 @@ class Inbox:
         lane = self._lanes.get(action)
         if lane is None:
             lane = self._lanes[action] = self._new_lane(action)
-        if lane.receivers and not lane.waiting.has_room(size, 2):
+        if lane.action in self._full and not lane.waiting.has_room(size, 2):
             return False
         self._order += 1
         lane.waiting.push(Item(args, id, size, self._order))
@@ -172,6 +177,7 @@ class Inbox:
         self._mark(lane)
         self._drop_overflow()
         self._tidy(lane)
+        self._changed()
 
     def accept(self) -> None:
         """The connection is accepted: whatever has receivers goes to them, in the order in which it arrived."""
@@ -180,8 +186,15 @@ class Inbox:
         for lane in sorted(lanes, key=lambda lane: lane.waiting.items[0].order):
             self._pump(lane)
 
-    def close(self) -> None:
-        """The connection is over: nothing is handed on any more, and what waits is let go."""
+    def close(self, *, hand_on: bool = False) -> None:
+        """The connection is over: nothing is handed on any more.
+
+        :param hand_on: what had arrived goes to its receivers first, beyond their bounds by as much as a lane holds.
+        """
+        if hand_on and self.open:
+            for lane in self._lanes.values():
+                while lane.receivers and lane.waiting.items and (lane.waiting.items[0].filtered or not self.filtering):
+                    self.hand_on(lane, lane.waiting.pop())
         self.open = False
         for lane in self._lanes.values():
             for receiver in lane.receivers:
@@ -195,15 +208,19 @@ class Inbox:
         if lane is not None:
             self._pump(lane)
 
-    def has_room(self, lane: Lane, item: Item) -> bool:
-        """Whether every receiver of a lane has room for an item."""
-        return all(receiver.buffer.has_room(item.size) for receiver in lane.receivers)
+    def ready(self, lane: Lane, item: Item) -> bool:
+        """Whether an item that the filters hold may be handed on: what came before it has been, and there is room."""
+        while lane.receivers and lane.waiting.items and lane.waiting.items[0].order < item.order:
+            if not self._has_room(lane, lane.waiting.items[0]):
+                return False
+            self.hand_on(lane, lane.waiting.pop())
+        return self._has_room(lane, item)
 
     def hand_on(self, lane: Lane, item: Item) -> None:
-        """Give an item to every receiver of its lane; where there is none left, it waits again, before the others."""
+        """Give an item to every receiver of its lane; where there is none left, it waits again, in its place."""
         item.filtered = True
         if not lane.receivers:
-            lane.waiting.push_back(item)
+            lane.waiting.insert(item)
             self._count(1, item.size)
             self._drop_overflow()
             return
@@ -219,6 +236,7 @@ class Inbox:
             return None
         item = lane.waiting.pop()
         self._mark(lane)
+        self._changed()
         return item
 
     def done(self, lane: Lane) -> None:
@@ -237,13 +255,16 @@ class Inbox:
             if self.filtering and not item.filtered:
                 lane.busy = True
                 self._filter(lane)
-            elif self.has_room(lane, item):
+            elif self._has_room(lane, item):
                 waiting.pop()
                 self.hand_on(lane, item)
             else:
                 break
         self._mark(lane)
         self._changed()
+
+    def _has_room(self, lane: Lane, item: Item) -> bool:
+        return all(receiver.buffer.has_room(item.size) for receiver in lane.receivers)
 
     def _mark(self, lane: Lane) -> None:
         if lane.receivers and not lane.waiting.has_room(1):

@@ -1,0 +1,204 @@
+"""Workers: jobs start in order, none waits for another that blocks, and few tasks do it all."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+from anyio.lowlevel import checkpoint
+
+from brightsocket_anyio.workers import Workers
+
+from .support import PATIENCE
+
+
+def here() -> int:
+    return anyio.get_current_task().id
+
+
+async def test_jobs_that_do_not_block_share_one_task() -> None:
+    tasks: list[int] = []
+    order: list[int] = []
+    async with anyio.create_task_group() as tg:
+        workers = Workers(tg, lambda: None)
+
+        def job(number: int) -> None:
+            async def run() -> None:
+                tasks.append(here())
+                order.append(number)
+
+            workers.submit(run)
+
+        for number in range(100):
+            job(number)
+        with anyio.fail_after(PATIENCE):
+            await workers.wait_quiet()
+        for number in range(100, 200):
+            job(number)
+            await wait_all_tasks_blocked()
+        tg.cancel_scope.cancel()
+    assert order == list(range(200))
+    # the second worker that the first job calls for finds nothing to do, but it may be the one that stays
+    assert len(set(tasks)) <= 2
+
+
+async def test_a_job_that_blocks_does_not_hold_back_the_next() -> None:
+    started: list[int] = []
+    release = anyio.Event()
+    async with anyio.create_task_group() as tg:
+        workers = Workers(tg, lambda: None)
+
+        def job(number: int) -> None:
+            async def run() -> None:
+                started.append(number)
+                await release.wait()
+
+            workers.submit(run)
+
+        for number in range(20):
+            job(number)
+        await wait_all_tasks_blocked()
+        assert started == list(range(20))
+        release.set()
+        with anyio.fail_after(PATIENCE):
+            await workers.wait_quiet()
+        tg.cancel_scope.cancel()
+
+
+async def test_one_task_is_parked_when_all_is_quiet() -> None:
+    tasks: set[int] = set()
+    release = anyio.Event()
+
+    async def block() -> None:
+        tasks.add(here())
+        await release.wait()
+
+    async def pass_by() -> None:
+        tasks.add(here())
+
+    async with anyio.create_task_group() as tg:
+        workers = Workers(tg, lambda: None)
+        for _ in range(20):
+            workers.submit(block)
+        await wait_all_tasks_blocked()
+        assert len(tasks) == 20
+        release.set()
+        await wait_all_tasks_blocked()
+        alive = [task for task in anyio.get_running_tasks() if task.name == "brightsocket worker"]
+        assert len(alive) == 1
+        tasks.clear()
+        for _ in range(5):
+            workers.submit(pass_by)
+            await wait_all_tasks_blocked()
+        assert tasks == {alive[0].id}
+        tg.cancel_scope.cancel()
+
+
+async def test_a_burst_calls_for_no_more_than_one_task_beyond_those_that_block() -> None:
+    release = anyio.Event()
+
+    async def block() -> None:
+        await release.wait()
+
+    async def pass_by() -> None:
+        pass
+
+    async with anyio.create_task_group() as tg:
+        workers = Workers(tg, lambda: None)
+        for _ in range(3):
+            workers.submit(block)
+        for _ in range(1000):
+            workers.submit(pass_by)
+        await wait_all_tasks_blocked()
+        alive = [task for task in anyio.get_running_tasks() if task.name == "brightsocket worker"]
+        assert len(alive) <= 4
+        tg.cancel_scope.cancel()
+
+
+async def test_wait_quiet_waits_for_what_runs_and_what_waits() -> None:
+    release = anyio.Event()
+    done: list[str] = []
+
+    async def block() -> None:
+        await release.wait()
+        done.append("first")
+        workers.submit(late)
+
+    async def late() -> None:
+        await checkpoint()
+        done.append("late")
+
+    async def watch() -> None:
+        await workers.wait_quiet()
+        done.append("quiet")
+
+    async with anyio.create_task_group() as tg:
+        workers = Workers(tg, lambda: None)
+        workers.submit(block)
+        tg.start_soon(watch)
+        await wait_all_tasks_blocked()
+        assert done == []
+        release.set()
+        await wait_all_tasks_blocked()
+        assert done == ["first", "late", "quiet"]
+        tg.cancel_scope.cancel()
+
+
+async def test_wait_quiet_returns_at_once_when_nothing_was_ever_submitted() -> None:
+    async with anyio.create_task_group() as tg:
+        with anyio.fail_after(PATIENCE):
+            await Workers(tg, lambda: None).wait_quiet()
+
+
+async def test_what_a_job_raises_goes_to_the_scope() -> None:
+    async def fail() -> None:
+        raise LookupError("mine")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with anyio.create_task_group() as tg:
+            Workers(tg, lambda: None).submit(fail)
+    assert [str(exc) for exc in caught.value.exceptions] == ["mine"]
+
+
+async def test_a_worker_enters_its_own_context_whoever_started_it() -> None:
+    whose: ContextVar[str] = ContextVar("whose", default="nobody's")
+    seen: list[str] = []
+    release = anyio.Event()
+
+    async def look() -> None:
+        seen.append(whose.get())
+        await release.wait()
+
+    async def submit_as(name: str) -> None:
+        whose.set(name)
+        workers.submit(look)
+
+    async with anyio.create_task_group() as tg:
+        workers = Workers(tg, lambda: whose.set("the workers'") and None)
+        tg.start_soon(submit_as, "first")
+        tg.start_soon(submit_as, "second")
+        await wait_all_tasks_blocked()
+        release.set()
+        await wait_all_tasks_blocked()
+        tg.cancel_scope.cancel()
+    assert seen == ["the workers'"] * 2
+
+
+async def test_cancelling_the_scope_ends_every_worker() -> None:
+    ended: list[int] = []
+
+    async def block() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append(1)
+
+    async with anyio.create_task_group() as tg:
+        workers = Workers(tg, lambda: None)
+        for _ in range(5):
+            workers.submit(block)
+        await wait_all_tasks_blocked()
+        tg.cancel_scope.cancel()
+    assert len(ended) == 5
