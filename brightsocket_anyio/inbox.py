@@ -37,7 +37,7 @@ class Buffer:
         self.max_items = max_items
         self.max_size = max_size
 
-    def has_room(self, size: int, times: int = 1) -> bool:
+    def has_room(self, size: int, times: float = 1) -> bool:
         """Whether an item of ``size`` bytes fits in, the bounds taken ``times`` over."""
         if not self.items:
             return True
@@ -267,7 +267,8 @@ class Inbox:
         return all(receiver.buffer.has_room(item.size) for receiver in lane.receivers)
 
     def _mark(self, lane: Lane) -> None:
-        if lane.receivers and not lane.waiting.has_room(1):
+        # once full, a lane stays so until it is half empty: the session does not stop and go for each message
+        if lane.receivers and not lane.waiting.has_room(1, 0.5 if lane.action in self._full else 1):
             self._full.add(lane.action)
         else:
             self._full.discard(lane.action)
