@@ -1,0 +1,190 @@
+"""WebSocket over ASGI's ``receive`` and ``send``: frames, pings and the closing handshake are the ASGI server's.
+
+Servers differ in what they raise from ``send`` when the peer is gone: :exc:`OSError` (the specification, uvicorn),
+:exc:`RuntimeError` (uvicorn, granian), exceptions of their own (hypercorn). All of them are translated here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from ..errors import ConnectionLost, ProtocolError
+from ..protocol.engineio import Packet, decode, encode
+from ..settings import Settings
+from ..transport import Message, Receive, Scope, Send
+
+_KEYS = {3: "asgi message 3", 4: "asgi message 4"}
+#: bytes that a Close frame has room for, beside its code
+_MAX_REASON = 123
+
+
+class ASGIWebSocketTransport:
+    """The :class:`~brightsocket_anyio.transport.Transport` over a WebSocket that an ASGI server carries.
+
+    :param settings: for ``max_payload``, ``stall_timeout`` and ``close_timeout``.
+    """
+
+    def __init__(self, receive: Receive, send: Send, eio: Literal[3, 4], settings: Settings) -> None:
+        self._asgi_receive = receive
+        self._asgi_send = send
+        self._eio = eio
+        self._key = _KEYS[eio]
+        self._settings = settings
+        self._lock = anyio.Lock(fast_acquire=True)
+        self._closed = False
+        self._end: Exception | None = None
+
+    @property
+    def name(self) -> Literal["websocket"]:
+        return "websocket"
+
+    async def send(self, packets: Sequence[Packet]) -> None:
+        async with self._lock:
+            for packet in packets:
+                if self._closed:
+                    raise anyio.ClosedResourceError
+                match self._end:
+                    case ConnectionLost(code=code, reason=reason):
+                        raise ConnectionLost(code, reason)
+                    case anyio.EndOfStream():
+                        raise ConnectionLost("transport close", "the peer has closed the WebSocket")
+                await self._send(self._message(packet))
+
+    async def receive(self) -> list[Packet]:
+        if self._closed:
+            raise anyio.ClosedResourceError
+        if self._end is not None:
+            raise self._end.with_traceback(None)
+        try:
+            message = await self._asgi_receive()
+        except Exception as exc:
+            self._end = ConnectionLost("transport error", f"{type(exc).__name__}: {exc}")
+            raise self._end from exc
+        if self._closed:
+            raise anyio.ClosedResourceError
+        if message["type"] == "websocket.receive":
+            return [self._packet(message)]
+        self._end = _end(message.get("code", 1005), message.get("reason") or "")
+        raise self._end
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Close the WebSocket. Idempotent.
+
+        The ASGI server does the closing handshake, and ends by itself what the request's task leaves unfinished.
+        """
+        if self._closed:
+            await checkpoint()
+            return
+        self._closed = True
+        if isinstance(self._end, _TooBig):
+            code, reason = 1009, str(self._end)
+        if self._end is not None and not isinstance(self._end, ProtocolError):
+            await checkpoint()
+            return
+        reason = reason.encode()[:_MAX_REASON].decode(errors="ignore")
+        with anyio.move_on_after(self._settings.close_timeout):
+            async with self._lock:
+                # whatever a server raises here, it means that the WebSocket is closed already
+                with contextlib.suppress(Exception):
+                    await self._asgi_send({"type": "websocket.close", "code": code, "reason": reason})
+
+    def _message(self, packet: Packet) -> Message:
+        message: str | bytes | None = packet.frames.get(self._key)
+        if message is None:
+            message = packet.frames[self._key] = encode(packet, self._eio)
+        return {"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message}
+
+    async def _send(self, message: Message) -> None:
+        """The one place that sends; the caller holds the lock. However it fails, nothing can be sent afterwards."""
+        patience = self._settings.stall
+        sent = False
+        try:
+            with anyio.move_on_after(patience):
+                await self._asgi_send(message)
+                sent = True
+        except Exception as exc:
+            self._end = ConnectionLost("transport error", f"{type(exc).__name__}: {exc}")
+            raise self._end from exc
+        except anyio.get_cancelled_exc_class():
+            self._end = ConnectionLost("transport error", "a message was cancelled half way")
+            raise
+        if not sent:
+            self._end = ConnectionLost("stalled", f"the peer took no bytes for {patience:g} seconds")
+            raise self._end
+
+    def _packet(self, message: Message) -> Packet:
+        content: str | bytes | None = message.get("bytes")
+        if content is None:
+            content = message["text"]
+        try:
+            if _is_longer(content, self._settings.max_payload):
+                raise _TooBig("message too big")
+            return decode(content, self._eio)
+        except ProtocolError as exc:
+            self._end = exc
+            raise
+
+
+class ASGIWebSocketRequest:
+    """The :class:`~brightsocket_anyio.transport.WebSocketRequest` of an ASGI ``websocket`` scope."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._settings = settings
+
+    @property
+    def scope(self) -> Scope:
+        return self._scope
+
+    async def accept(self, eio: Literal[3, 4]) -> ASGIWebSocketTransport:
+        await self._await_connect()
+        try:
+            await self._send({"type": "websocket.accept"})
+        except Exception as exc:
+            raise ConnectionLost("transport error", f"{type(exc).__name__}: {exc}") from exc
+        return ASGIWebSocketTransport(self._receive, self._send, eio, self._settings)
+
+    async def reject(self, status: int, body: bytes) -> None:
+        """Answer with an HTTP error, where the server can; else it answers 403 by itself."""
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        messages: list[dict[str, Any]] = [{"type": "websocket.close"}]
+        if "websocket.http.response" in (self._scope.get("extensions") or {}):
+            messages = [
+                {"type": "websocket.http.response.start", "status": status, "headers": headers},
+                {"type": "websocket.http.response.body", "body": body},
+            ]
+        await self._await_connect()
+        try:
+            for message in messages:
+                await self._send(message)
+        except Exception as exc:
+            raise ConnectionLost("transport error", f"{type(exc).__name__}: {exc}") from exc
+
+    async def _await_connect(self) -> None:
+        message = await self._receive()
+        if message["type"] != "websocket.connect":
+            raise ConnectionLost("transport close", "the peer is gone before its WebSocket was accepted")
+
+
+class _TooBig(ProtocolError):
+    """A message over ``max_payload``: it has a close code of its own."""
+
+
+def _is_longer(content: str | bytes, limit: int) -> bool:
+    size = len(content)
+    if isinstance(content, str) and size <= limit < 4 * size:
+        size = len(content.encode(errors="surrogatepass"))
+    return size > limit
+
+
+def _end(code: int, reason: str) -> Exception:
+    if code == 1006:
+        return ConnectionLost("transport close", "the peer is gone without closing the WebSocket")
+    return anyio.EndOfStream(f"{code} {reason}".rstrip())
