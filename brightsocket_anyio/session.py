@@ -252,6 +252,8 @@ class Session:
         """
         self._sink = sink
         cause = Ended("server shutting down", "the session was cancelled")
+        # cancelled, it has no time for a farewell
+        deadline = float("-inf")
         try:
             async with anyio.create_task_group() as self.task_group, anyio.create_task_group() as io:
                 io.start_soon(self._write)
@@ -263,8 +265,10 @@ class Session:
                 cause = self._cause or cause
                 self.automaton.close()
                 await sink.end(cause)
+                if cause.by_peer or cause.code not in _DEAD:
+                    deadline = anyio.current_time() + self.settings.close_timeout
                 if self._flush:
-                    with anyio.move_on_after(self.settings.close_timeout):
+                    with anyio.CancelScope(deadline=deadline):
                         await self.flush()
                 io.cancel_scope.cancel()
         finally:
@@ -272,9 +276,7 @@ class Session:
             self.automaton.close()
             self.closed = True
             self._outbox.close()
-            with anyio.CancelScope(shield=True), anyio.move_on_after(self.settings.close_timeout) as closing:
-                if cause.code in _DEAD:
-                    closing.cancel()
+            with anyio.CancelScope(deadline=deadline, shield=True):
                 await self.transport.aclose(_CLOSE_CODES.get(cause.code, 1000))
             self._over.set()
         return cause
