@@ -21,6 +21,7 @@ MAX_SAFE_INTEGER: Final = 2**53 - 1
 MAX_DEPTH: Final = 254
 
 _OPTIONS = orjson.OPT_STRICT_INTEGER | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+# Socket.IO 1 takes any true value for a placeholder's mark, later ones take true only.
 _PLACEHOLDER = re.compile(rb'"_placeholder":(?!false|null)')
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
@@ -34,7 +35,7 @@ def dumps(value: Any, *, ascii: bool) -> tuple[str, list[bytes]]:
     :param ascii: whether to escape whatever is not ASCII.
     :returns: the text, with placeholders for bytes, bytearrays and memoryviews, and these as bytes, in order.
     :raises ValueError: the value, or something in it, has no form in JSON or none that JavaScript can hold; or it holds
-        bytes and also a dict that the peer would take for their placeholder.
+        bytes and also a dict that a peer could take for their placeholder.
     """
     attachments: list[bytes] = []
 
