@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -255,3 +256,21 @@ def test_the_commands(loop: str) -> None:
             assert "Traceback" not in server.stderr.read()
         finally:
             server.kill()
+
+
+def test_a_port_in_use_is_told_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "examples.login", f"--port={port}"]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert result.returncode == 1
+    assert re.fullmatch(rf"Cannot serve on 127\.0\.0\.1:{port}: .*in use.*\n", result.stderr)
+
+
+def test_a_server_that_is_not_there_is_told_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    command = [sys.executable, "-m", "examples.login.client", f"http://127.0.0.1:{port}"]
+    result = subprocess.run(command, cwd=ROOT, input="password", capture_output=True, text=True, timeout=30)
+    assert result.returncode == 1
+    assert re.fullmatch(r"cannot connect to .*\n", result.stderr)

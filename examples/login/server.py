@@ -6,6 +6,7 @@ import argparse
 import logging
 import secrets
 import signal
+import sys
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -55,15 +56,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
 
+    status = 0
+    try:
+        run(options)
+    except* KeyboardInterrupt:
+        pass  # it came before there was a server to stop, or a second time: wrappers may pass one Ctrl-C on twice
+    except* OSError as errors:
+        print(f"Cannot serve on {options.host}:{options.port}: {errors.exceptions[0]}", file=sys.stderr)
+        status = 1
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to be interrupted
+    return status
+
+
+def run(options: argparse.Namespace) -> None:
+    """Make the database and serve, on the event loop that was asked for."""
     password = options.password or secrets.token_urlsafe(9)
     with tempfile.TemporaryDirectory() as folder:
         users = Users(options.database or Path(folder, "users.db"))
 
-        async def run() -> None:
+        async def start() -> None:
             await users.put(options.user, password, "ADMIN")
             print(f"Log in as {options.user!r} with the password {password!r}. Ctrl-C stops the server.", flush=True)
             await serve(options.host, options.port, users, Tokens(options.token_lifetime))
 
         backend = "trio" if options.backend == "trio" else "asyncio"
-        anyio.run(run, backend=backend, backend_options={"use_uvloop": True} if options.backend == "uvloop" else None)
-    return 0
+        anyio.run(start, backend=backend, backend_options={"use_uvloop": True} if options.backend == "uvloop" else None)
