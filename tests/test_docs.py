@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from functools import partial
@@ -15,6 +16,7 @@ import brightsocket_anyio
 from brightsocket_anyio import ChannelRefused, open_client
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "brightsocket_anyio"
 README = ROOT / "README.md"
 PAGES = list((ROOT / "docs").glob("*.md"))
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -66,3 +68,27 @@ def test_every_public_name_is_in_the_reference() -> None:
         if not name.startswith("_") and not inspect.ismodule(value)
     }
     assert documented == public
+
+
+def imports(module: Path) -> set[str]:
+    """The modules of the package that one of its modules imports, as paths in it."""
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            folder = module.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            for path in (folder.with_suffix(".py"), *(folder / f"{alias.name}.py" for alias in node.names)):
+                if path.exists():
+                    found.add(path.relative_to(PACKAGE).as_posix())
+    return found
+
+
+def test_each_layer_imports_only_from_above_it() -> None:
+    table = (ROOT / "docs" / "architecture.md").read_text("utf-8").split("## The life")[0]
+    rows = re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE)
+    above: set[str] = set()
+    for row in rows:
+        modules = set(re.findall(r"`([^`]+)`", row))
+        for module in modules:
+            assert imports(PACKAGE / module) <= above | modules, module
+        above |= modules
+    assert above == {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("[!_]*.py")}
