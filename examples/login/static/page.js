@@ -104,7 +104,7 @@ function on(id, event, action) {
     try {
       await action();
     } catch (error) {
-      step(`${error.name}: ${error.message}`);
+      if (error.code !== "superseded") step(`${error.name}: ${error.message}`);
     }
   });
 }
