@@ -512,8 +512,10 @@ class Application:
                 await send({"type": f"lifespan.{phase}.failed", "message": f"no {phase}"})
             else:
                 await send({"type": f"lifespan.{phase}.complete"})
-            if self.raise_ == phase:
+            if self.raise_ == "service":
                 await wait_all_tasks_blocked()
+                raise LookupError("in service")
+            if self.raise_ == phase:
                 raise LookupError(f"in {phase}")
             if self.fail == phase:
                 return
@@ -600,7 +602,7 @@ class TestLifespan:
         [
             ({"fail": "shutdown"}, LifespanError),
             ({"raise_": "shutdown"}, LookupError),
-            ({"raise_": "startup"}, LookupError),
+            ({"raise_": "service"}, LookupError),
         ],
     )
     async def test_the_application_fails_later(self, options: dict[str, Any], error: type[Exception]) -> None:
