@@ -60,9 +60,9 @@ class Brightsocket:
     """
 
     def __init__(self, app: ASGIApp | None = None, **settings: Unpack[SettingKeywords]) -> None:
-        self.pool = Pool()
-        self._app = app
         self._settings = Settings(**settings)
+        self._app = app
+        self.pool = Pool(self._settings)
         self._channels = Channels(self._settings)
         self._running: list[Server] = []
         self._front_door = FrontDoor(

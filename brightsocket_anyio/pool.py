@@ -9,6 +9,7 @@ from anyio.lowlevel import checkpoint
 
 from .connection import Connection, ConnectionCore
 from .protocol.state import Unit, encode_action
+from .settings import Settings
 
 logger = logging.getLogger("brightsocket_anyio")
 
@@ -19,7 +20,8 @@ class Pool:
     :ivar dropped: how many emitted messages have been dropped because a client was too slow.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
+        self._max_attachments = settings.max_attachments
         self._members: dict[str, tuple[Connection, ConnectionCore]] = {}
         self.dropped = 0
 
@@ -39,7 +41,7 @@ class Pool:
         await checkpoint()
         member = self._members.get(id)
         if member is None:
-            encode_action(5, "/", action, payload, None)
+            encode_action(5, "/", action, payload, None, self._max_attachments)
             return False
         core = member[1]
         return core.session.send_nowait(core.session.automaton.encode_action(core.namespace, action, payload))
@@ -55,13 +57,15 @@ class Pool:
         :raises ValueError: the payload cannot be sent.
         """
         await checkpoint()
-        units: dict[tuple[int, str], Unit] = {(5, "/"): encode_action(5, "/", action, payload, None)}
+        units: dict[tuple[int, str], Unit] = {
+            (5, "/"): encode_action(5, "/", action, payload, None, self._max_attachments)
+        }
         taken = 0
         for _, core in list(self._members.values()):
             key = core.session.automaton.protocol, core.namespace
             unit = units.get(key)
             if unit is None:
-                unit = units[key] = encode_action(*key, action, payload, None)
+                unit = units[key] = encode_action(*key, action, payload, None, self._max_attachments)
             taken += self._offer(core, unit)
         return taken
 
