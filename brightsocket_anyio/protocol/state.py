@@ -622,7 +622,113 @@ class Automaton:
         self._last_id += 1
         return self._last_id
 
-    def encode_action(
+    def encode_action(self, namespace: str, name: str, args: tuple[Any, ...], id: int | None = None) -> Unit:
+        """Encode an action.
+
+        :raises ValueError: as :func:`encode_action`.
+        """
+        return encode_action(self.protocol, namespace, name, args, id, self._settings.max_attachments)
+
+    def encode_answer(self, namespace: str, id: int, args: tuple[Any, ...]) -> Unit:
+        """Encode the answer to a call.
+
+        :raises ValueError: a value cannot be sent, or it has too many attachments.
+        """
+        unit = socketio.encode(socketio.Packet(socketio.PacketType.ACK, namespace, list(args), id), self.protocol)
+        return _bounded(unit, self._settings.max_attachments)
+
+    def _encode(self, type: socketio.PacketType, namespace: str, data: Any = None) -> Unit:
+        return socketio.encode(socketio.Packet(type, namespace, data), self.protocol)
+
+    def _move(self, namespace: str, given: StayInput, now: float) -> Stay:
+        before = self._stays.get(namespace, Stay.ABSENT)
+        try:
+            after = STAYS[self.side][before][given]
+        except KeyError:
+            raise ProtocolError(f"{given.name} is not possible when {before.name}") from None
+        if after is before and given is not StayInput.IDENTIFY:
+            return before
+        if before is Stay.ABSENT and len(self._stays) >= MAX_NAMESPACES:
+            raise ProtocolError("too many namespaces")
+        self._stays[namespace] = after
+        if self.side is Side.SERVER:
+            if after in (Stay.ACTIVE, Stay.ENDED):
+                self._timers.pop(namespace, None)
+            elif after is not Stay.CONNECTED:
+                self._timers[namespace] = now + self._settings.identify_timeout
+        if after is not Stay.ENDED:
+            self._timers.pop(Timer.CONNECT, None)
+        elif not self.live:
+            self._timers[Timer.CONNECT] = now + self._settings.connect_timeout
+        return before
+
+    def _connection_id(self, data: Any) -> str:
+        """The id that the answer to CONNECT gives this client."""
+        if self.protocol == 4:
+            return self.sid
+        sid = data.get("sid") if isinstance(data, dict) else None
+        if not isinstance(sid, str):
+            raise ProtocolError("CONNECT's answer has no sid: a server of Socket.IO 1 or 2 needs eio=3")
+        return sid
+
+    def _receive_message(self, packet: Packet, now: float) -> Event | None:
+        self._decoding_size += packet.size
+        message = self._decoder.feed(packet.data)
+        if message is None:
+            return None
+        size, self._decoding_size = self._decoding_size, 0
+        namespace, data = message.namespace, message.data
+        given = _PACKET_INPUTS[message.type]
+        if given is StayInput.EVENT and namespace == "/":
+            given = _EVENT_INPUTS[self.side].get(data[0], given)
+        before = self._move(namespace, given, now)
+        if before is Stay.ENDED and given is not StayInput.CONNECT:
+            return None
+        match given:
+            case StayInput.EVENT:
+                if self.side is Side.CLIENT and data[0] == CLOSED:
+                    return _explained(data)
+                if self.side is Side.SERVER and before is Stay.CONNECTED:
+                    return None
+                return Action(namespace, data[0], tuple(data[1:]), message.id, size)
+            case StayInput.ACK:
+                assert message.id is not None
+                return Answer(namespace, message.id, tuple(data))
+            case StayInput.DISCONNECT:
+                return Left(namespace)
+            case StayInput.CONNECT if self.side is Side.SERVER:
+                return Joining(namespace, data)
+            case StayInput.CONNECT if before is not Stay.ENDED:
+                return Joined(namespace, self._connection_id(data))
+            case StayInput.IDENTIFY:
+                return _identifying(data)
+            case StayInput.IDENTIFIED if before is Stay.IDENTIFYING:
+                return Identified()
+            case StayInput.REFUSED:
+                return Rejected(namespace, _text(data[1:], "reason", "refused"))
+            case StayInput.CONNECT_ERROR:
+                return _rejected(namespace, data)
+        return None
+
+
+def encode_connect(protocol: Literal[4, 5], namespace: str, auth: Any) -> Unit:
+    """Encode the packet that asks for a namespace.
+
+    :raises ValueError: the auth payload cannot be sent.
+    """
+    return socketio.encode(socketio.Packet(socketio.PacketType.CONNECT, namespace, auth), protocol)
+
+
+def encode_identify(protocol: Literal[4, 5], channel: str, identity: Mapping[str, Any]) -> Unit:
+    """Encode the event that names a channel.
+
+    :raises ValueError: the identity cannot be sent.
+    """
+    payload = {**identity, CHANNEL: channel}
+    return socketio.encode(socketio.Packet(socketio.PacketType.EVENT, "/", [IDENTIFY, payload]), protocol)
+
+
+def encode_action(
     protocol: Literal[4, 5], namespace: str, name: str, args: tuple[Any, ...], id: int | None, max_attachments: int
 ) -> Unit:
     """Encode an action for every session of one protocol and namespace.
