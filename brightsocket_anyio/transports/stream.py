@@ -32,11 +32,31 @@ MAX_FRAGMENTS = 4096
 #: empty fragments of one message; senders that end a message with one, or begin it with one, need two
 MAX_EMPTY_FRAGMENTS = 16
 
-_STREAM_ERRORS = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError)
+#: what a byte stream raises when it, or its peer, is gone; errors of TLS are OSErrors
+STREAM_ERRORS = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError)
 _FRAME_KEYS = {3: "websocket frame 3", 4: "websocket frame 4"}
 
 #: where the core logs; at the level DEBUG it logs every frame
 _core_logger = logging.getLogger(f"{__name__}.frames")
+
+
+async def send_all(stream: anyio.abc.ByteStream, data: bytes, stall: float) -> None:
+    """Write to a peer that may be slow, but must not stand still. Cancelled, it may have written a part.
+
+    :param stall: seconds that each :data:`WRITE_SIZE` bytes may take.
+    :raises ConnectionLost: the peer is gone, or has taken no bytes in that time (code ``"stalled"``).
+    """
+    for start in range(0, len(data), WRITE_SIZE):
+        chunk = data if len(data) <= WRITE_SIZE else data[start : start + WRITE_SIZE]
+        sent = False
+        try:
+            with anyio.move_on_after(stall):
+                await stream.send(chunk)
+                sent = True
+        except STREAM_ERRORS as exc:
+            raise ConnectionLost("transport error", describe(exc)) from exc
+        if not sent:
+            raise ConnectionLost("stalled", f"the peer took no bytes for {stall:g} seconds")
 
 
 def open_core(handshake: Protocol, settings: Settings) -> Protocol:
@@ -143,25 +163,16 @@ class WebSocket:
 
     async def _write(self, frames: Sequence[bytes]) -> None:
         """The one place that writes; the caller holds the lock. An empty frame is the core's mark for half-closing."""
-        data = b"".join(frames)
-        for start in range(0, len(data), WRITE_SIZE):
-            chunk = data if len(data) <= WRITE_SIZE else data[start : start + WRITE_SIZE]
-            written = False
-            try:
-                with anyio.move_on_after(self._stall):
-                    await self._stream.send(chunk)
-                    written = True
-            except _STREAM_ERRORS as exc:
-                if self._closed and isinstance(exc, anyio.ClosedResourceError):
-                    raise
-                self._lost = ConnectionLost("transport error", _describe(exc))
-                raise self._lost from exc
-            except anyio.get_cancelled_exc_class():
-                self._lost = ConnectionLost("transport error", "a write was cancelled half way")
-                raise
-            if not written:
-                self._lost = ConnectionLost("stalled", f"the peer took no bytes for {self._stall:g} seconds")
-                raise self._lost
+        try:
+            await send_all(self._stream, b"".join(frames), self._stall)
+        except ConnectionLost as exc:
+            if self._closed:
+                raise anyio.ClosedResourceError from exc
+            self._lost = exc
+            raise
+        except anyio.get_cancelled_exc_class():
+            self._lost = ConnectionLost("transport error", "a write was cancelled half way")
+            raise
 
     # -- receiving
 
@@ -202,11 +213,11 @@ class WebSocket:
                 self._eof = True
                 self._finish(ConnectionLost("transport close", "the peer is gone without closing the WebSocket"))
                 return
-            except _STREAM_ERRORS as exc:
+            except STREAM_ERRORS as exc:
                 if self._closed and isinstance(exc, anyio.ClosedResourceError):
                     raise
                 self._eof = True
-                self._finish(ConnectionLost("transport error", _describe(exc)))
+                self._finish(ConnectionLost("transport error", describe(exc)))
                 return
         self._core.receive_data(data)
         for frame in self._core.events_received():
@@ -301,7 +312,7 @@ class WebSocket:
                 self._closed = True
                 await self._stream.aclose()
                 closed = True
-        except _STREAM_ERRORS:
+        except STREAM_ERRORS:
             pass
         finally:
             self._closed = True
@@ -339,7 +350,7 @@ class WebSocket:
             await self._stream.send_eof()
 
     async def _close_hard(self) -> None:
-        with contextlib.suppress(*_STREAM_ERRORS):
+        with contextlib.suppress(*STREAM_ERRORS):
             await anyio.aclose_forcefully(self._stream)
 
 
@@ -388,7 +399,8 @@ class StreamTransport:
         await self._websocket.aclose(code, reason)
 
 
-def _describe(exc: Exception) -> str:
+def describe(exc: Exception) -> str:
+    """An exception as a few words for a log."""
     return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
 
 

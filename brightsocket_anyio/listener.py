@@ -1,0 +1,737 @@
+"""The embedded server: HTTP/1.1 over AnyIO byte streams, by h11, in front of an ASGI application.
+
+Our own WebSockets go straight from the handshake to the stream transport; those of a wrapped application are bridged to
+its ASGI ``websocket`` scope. One task serves a connection from its first request to its last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Any, Literal, Protocol
+from urllib.parse import unquote
+
+import anyio
+import anyio.abc
+import h11
+from anyio.streams.stapled import MultiListener
+from anyio.streams.tls import TLSAttribute, TLSListener
+from websockets.datastructures import Headers
+from websockets.extensions.permessage_deflate import enable_server_permessage_deflate
+from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
+
+from .errors import ConnectionLost, ProtocolError
+from .settings import Settings
+from .transport import Message, Receive, Scope, Send, WebSocketRequest
+from .transports.stream import READ_SIZE, STREAM_ERRORS, StreamTransport, WebSocket, open_core, send_all
+
+logger = logging.getLogger(__name__)
+
+#: bytes of a request's line and headers; twice what Apache takes in one header field, for large cookies
+MAX_HEAD_SIZE = 32_768
+#: seconds from a request's first byte to the end of its headers (a slower one is answered with 408), and the seconds
+#: that a new connection may be silent
+HEAD_TIMEOUT = 20.0
+#: seconds that a connection may be idle between two requests; more than the minute that proxies keep theirs
+KEEP_ALIVE_TIMEOUT = 75.0
+#: seconds that the application may have to wait for the request's body, and the bytes that buy it another one: without
+#: such a rate, a byte now and then would hold a connection for ever
+BODY_TIMEOUT = 20.0
+BODY_RATE = 500
+#: seconds that we read on after an early answer, so that the connection is not reset before the peer has read it
+LINGER_TIMEOUT = 2.0
+#: seconds to wait when the system has no more sockets
+_ACCEPT_PAUSE = 0.1
+
+_SERVER = b"brightsocket"
+_UPGRADE_REFUSED: list[tuple[bytes, bytes]] = [(b"content-type", b"application/json")]
+
+
+class Door(Protocol):
+    """The ASGI application that answers HTTP, and says which WebSockets are ours."""
+
+    def matches(self, scope: Scope) -> bool:
+        """Whether a request is for the API, rather than for the application that it wraps."""
+        ...
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+class Host(Protocol):
+    """What serves our WebSockets: a :class:`~brightsocket_anyio.server.Server`."""
+
+    @property
+    def stopping(self) -> anyio.Event:
+        """Set when the server begins to drain."""
+        ...
+
+    async def handle_websocket(self, request: WebSocketRequest) -> None: ...
+
+
+class ClientGone(OSError):
+    """Raised by ASGI's ``send`` where the client takes no more; an application may let it pass."""
+
+
+async def serve_listener(listener: anyio.abc.Listener[Any], door: Door, host: Host, settings: Settings) -> None:
+    """Serve the connections of a listener, which is closed when the host begins to drain.
+
+    Then replies in flight go out, idle connections are closed, and this returns when the last one has ended. There is
+    no time limit on that: the caller cancels.
+
+    :param listener: of byte streams; ``settings.max_connections`` holds for AnyIO's own ones, with TLS or without
+    """
+    service = Service(door, host, settings)
+    slots = anyio.Semaphore(settings.max_connections, fast_acquire=True)
+    try:
+        async with anyio.create_task_group() as connections:
+            async with anyio.create_task_group() as accepting:
+                accepting.start_soon(_gated(listener, slots).serve, service.serve, connections)
+                await host.stopping.wait()
+                accepting.cancel_scope.cancel()
+            await listener.aclose()
+            service.wake_all()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await listener.aclose()
+
+
+def _gated(listener: anyio.abc.Listener[Any], slots: anyio.Semaphore) -> anyio.abc.Listener[Any]:
+    """The same listener, accepting no more connections at a time than there are slots."""
+    if isinstance(listener, MultiListener):
+        return MultiListener([_gated(each, slots) for each in listener.listeners])
+    if isinstance(listener, TLSListener):
+        return dataclasses.replace(listener, listener=_gated(listener.listener, slots))
+    if isinstance(listener, anyio.abc.SocketListener):
+        return _Gate(listener, slots)
+    return listener
+
+
+class _Gate(anyio.abc.Listener[anyio.abc.SocketStream]):
+    def __init__(self, listener: anyio.abc.SocketListener, slots: anyio.Semaphore) -> None:
+        self._listener = listener
+        self._slots = slots
+
+    async def serve(self, handler: Any, task_group: anyio.abc.TaskGroup | None = None) -> None:
+        assert task_group is not None
+        while True:
+            await self._slots.acquire()
+            stream = await self._accept()
+            task_group.start_soon(self._serve_one, handler, stream, name="connection")
+
+    async def _accept(self) -> anyio.abc.SocketStream:
+        while True:
+            try:
+                return await self._listener.accept()
+            except (anyio.BrokenResourceError, OSError) as exc:
+                error = exc.__cause__ if isinstance(exc, anyio.BrokenResourceError) else exc
+                if getattr(error, "errno", None) == errno.ECONNABORTED:
+                    continue
+                logger.error("cannot accept connections: %s", error)
+                await anyio.sleep(_ACCEPT_PAUSE)
+
+    async def _serve_one(self, handler: Any, stream: anyio.abc.SocketStream) -> None:
+        try:
+            await handler(stream)
+        finally:
+            self._slots.release()
+
+    async def aclose(self) -> None:
+        await self._listener.aclose()
+
+
+class Service:
+    """What the connections of a listener share."""
+
+    def __init__(self, door: Door, host: Host, settings: Settings) -> None:
+        self.door = door
+        self.host = host
+        self.settings = settings
+        self._waiting: set[anyio.CancelScope] = set()
+
+    @property
+    def stopping(self) -> bool:
+        return self.host.stopping.is_set()
+
+    @contextlib.contextmanager
+    def waiting(self, scope: anyio.CancelScope) -> Iterator[None]:
+        """What is done in here is a wait that draining ends, by cancelling the scope around it."""
+        if self.stopping:
+            scope.cancel()
+        self._waiting.add(scope)
+        try:
+            yield
+        finally:
+            self._waiting.discard(scope)
+
+    def keep(self, scope: anyio.CancelScope) -> None:
+        """Draining leaves this scope alone from now on."""
+        self._waiting.discard(scope)
+
+    def wake_all(self) -> None:
+        """End every wait that draining ends."""
+        for scope in self._waiting:
+            scope.cancel()
+
+    async def serve(self, stream: anyio.abc.ByteStream) -> None:
+        """Serve one connection and close it. What fails in here fails alone."""
+        try:
+            await _Connection(stream, self).run()
+        except Exception:
+            logger.exception("a connection failed: this is a bug of the server's")
+
+
+class _BadRequest(Exception):
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _Connection:
+    """One connection: reads requests, one after the other, and has them answered."""
+
+    def __init__(self, stream: anyio.abc.ByteStream, service: Service) -> None:
+        self.stream = stream
+        self.service = service
+        self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_SIZE)
+        #: the peer sends no more; it may still read
+        self.eof = False
+        #: nothing more can be written
+        self.lost = False
+        self._writing = anyio.Lock(fast_acquire=True)
+        self._bodiless = False
+        self._pipelined = 0
+        remote = _attribute(stream, anyio.abc.SocketAttribute.remote_address)
+        local = _attribute(stream, anyio.abc.SocketAttribute.local_address)
+        self._secure = _attribute(stream, TLSAttribute.ssl_object) is not None
+        self._client = (remote[0], remote[1]) if isinstance(remote, tuple) else None
+        self._server = (local[0], local[1]) if isinstance(local, tuple) else (str(local), None) if local else None
+
+    async def run(self) -> None:
+        linger = False
+        try:
+            fresh = True
+            while (request := await self._next_request(fresh)) is not None:
+                fresh = False
+                if not await self._answer(request):
+                    linger = self.http.their_state in (h11.SEND_BODY, h11.ERROR)
+                    break
+        except _BadRequest as exc:
+            linger = True
+            await self.reply(exc.status, [], f"{exc}\n".encode())
+        except ConnectionLost as exc:
+            logger.debug("connection lost: %s", exc)
+        finally:
+            await self._close(linger and not self.lost and not self.eof)
+
+    # -- input and output
+
+    async def read(self) -> bytes:
+        """Read once, into h11's buffer too; empty when the peer sends no more."""
+        try:
+            data = await self.stream.receive(READ_SIZE)
+        except STREAM_ERRORS:
+            data = b""
+            self.eof = True
+        self.http.receive_data(data)
+        return data
+
+    async def wait_gone(self) -> None:
+        """Wait until the peer sends no more; what it sends meanwhile is kept, as far as that is little."""
+        while not self.eof:
+            if self._pipelined > READ_SIZE:
+                await anyio.sleep_forever()
+            self._pipelined += len(await self.read())
+
+    async def write(self, data: bytes) -> None:
+        """:raises ConnectionLost: the peer is gone, or takes nothing for the stall timeout."""
+        async with self._writing:
+            if self.lost:
+                raise ConnectionLost("transport error", "the connection was lost earlier")
+            self.lost = True
+            await send_all(self.stream, data, self.service.settings.stall)
+            self.lost = False
+
+    async def reply(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+        """Answer for the application, if nothing has been answered yet; the connection ends with it."""
+        if self.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE) or self.lost:
+            return
+        headers = [*(headers or [(b"content-type", b"text/plain; charset=utf-8")]), (b"connection", b"close")]
+        head = _head(status, [*headers, (b"content-length", b"%d" % len(body))])
+        data = self.http.send(head)
+        if not self._bodiless:
+            data += self.http.send(h11.Data(body))
+        await self.write(data + self.http.send(h11.EndOfMessage()))
+
+    async def _close(self, linger: bool) -> None:
+        closed = False
+        try:
+            with anyio.move_on_after(self.service.settings.close_timeout):
+                if linger:
+                    await self._linger()
+                if not self.lost:
+                    await self.stream.aclose()
+                    closed = True
+        except STREAM_ERRORS:
+            pass
+        finally:
+            if not closed:
+                with contextlib.suppress(*STREAM_ERRORS):
+                    await anyio.aclose_forcefully(self.stream)
+
+    async def _linger(self) -> None:
+        with contextlib.suppress(NotImplementedError):
+            await self.stream.send_eof()
+        with anyio.move_on_after(LINGER_TIMEOUT):
+            while True:
+                await self.stream.receive(READ_SIZE)
+
+    # -- requests
+
+    async def _next_request(self, fresh: bool) -> h11.Request | None:
+        """Wait for a request: ``None`` when there will be none."""
+        self._pipelined = len(self.http.trailing_data[0])
+        begun = self._pipelined > 0
+        patience = HEAD_TIMEOUT if fresh or begun else KEEP_ALIVE_TIMEOUT
+        with anyio.CancelScope() as scope, self.service.waiting(scope):
+            scope.deadline = anyio.current_time() + patience
+            while True:
+                if begun:
+                    self.service.keep(scope)
+                event = self._next_event()
+                if isinstance(event, h11.Request):
+                    return event
+                if event is not h11.NEED_DATA:
+                    return None
+                if await self.read() and not begun:
+                    begun = True
+                    scope.deadline = anyio.current_time() + HEAD_TIMEOUT
+                if self.eof and begun:
+                    return None
+        if begun and not self.eof:
+            raise _BadRequest(408, "the request's headers took too long")
+        return None
+
+    def _next_event(self) -> Any:
+        try:
+            return self.http.next_event()
+        except h11.RemoteProtocolError as exc:
+            if exc.error_status_hint == 431 and b"\n" not in self.http.trailing_data[0]:
+                raise _BadRequest(414, "the request's first line is too long") from exc
+            raise _BadRequest(exc.error_status_hint, str(exc)) from exc
+
+    async def _answer(self, request: h11.Request) -> bool:
+        """Have a request answered; returns whether another one may follow."""
+        self._bodiless = request.method == b"HEAD"
+        if request.method == b"CONNECT":
+            await self.reply(405, [], b"this is no proxy\n")
+            return False
+        scope = self._scope(request)
+        if _wants_websocket(request):
+            await self._upgrade(request, scope)
+            return False
+        exchange = _Exchange(self, request.method)
+        await exchange.run(scope)
+        return exchange.finish()
+
+    def _scope(self, request: h11.Request) -> Scope:
+        target = request.target
+        if target.startswith((b"http://", b"https://")):  # as proxies ask
+            target = b"/" + target.partition(b"://")[2].partition(b"/")[2]
+        path, _, query = target.partition(b"?")
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": request.http_version.decode(),
+            "method": request.method.decode("latin-1").upper(),
+            "scheme": "https" if self._secure else "http",
+            "path": unquote(path.decode("latin-1")),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": [(bytes(name), bytes(value)) for name, value in request.headers],
+            "client": self._client,
+            "server": self._server,
+            "state": {},
+            "extensions": {},
+        }
+
+    async def _upgrade(self, request: h11.Request, scope: Scope) -> None:
+        headers = Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers])
+        compression = self.service.settings.compression
+        handshake = ServerProtocol(extensions=enable_server_permessage_deflate(None) if compression else None)
+        version = f"HTTP/{request.http_version.decode()}"
+        answer = handshake.accept(Request(request.target.decode("latin-1"), headers, "GET", version))
+        if answer.status_code != 101:
+            wanted = [(name.encode(), value.encode()) for name, value in answer.headers.raw_items()]
+            hop = (b"connection", b"content-length", b"date")
+            own = [(name, value) for name, value in wanted if name.lower() not in hop]
+            await self.reply(answer.status_code, own, bytes(answer.body))
+            return
+        if not isinstance(self._next_event(), h11.EndOfMessage):
+            raise _BadRequest(400, "a WebSocket handshake has no body")
+        del scope["method"]
+        scope["type"] = "websocket"
+        scope["scheme"] = "wss" if scope["scheme"] == "https" else "ws"
+        scope["subprotocols"] = [
+            word.strip() for value in headers.get_all("Sec-WebSocket-Protocol") for word in value.split(",")
+        ]
+        scope["extensions"] = {"websocket.http.response": {}}
+        upgrade = _Upgrade(self, scope, handshake, answer)
+        try:
+            if self.service.door.matches(scope):
+                await self.service.host.handle_websocket(upgrade)
+            else:
+                await _Bridge(self, upgrade).run()
+        except Exception:
+            logger.exception("a WebSocket request failed: %s", scope["path"])
+        if not upgrade.answered:
+            await self.reply(500, [], b"Internal Server Error\n")
+
+
+class _Upgrade:
+    """A WebSocket handshake that waits for its answer; a :class:`~brightsocket_anyio.transport.WebSocketRequest`."""
+
+    def __init__(self, connection: _Connection, scope: Scope, handshake: ServerProtocol, answer: Response) -> None:
+        self.scope = scope
+        self.answered = False
+        self._connection = connection
+        self._handshake = handshake
+        self._answer = answer
+
+    async def open(self, headers: Sequence[tuple[bytes, bytes]] = (), subprotocol: str | None = None) -> WebSocket:
+        """Accept, with further headers in the answer.
+
+        :raises ConnectionLost: the peer is gone.
+        """
+        connection = self._connection
+        if any(character in value for _, value in headers for character in b"\r\n"):
+            raise RuntimeError("a header's value is one line")
+        self.answered = True
+        self._answer.headers["Server"] = _SERVER.decode()
+        if subprotocol is not None:
+            self._answer.headers["Sec-WebSocket-Protocol"] = subprotocol
+        for name, value in headers:
+            self._answer.headers[name.decode("latin-1")] = value.decode("latin-1")
+        leading, _ = connection.http.trailing_data
+        await connection.write(self._answer.serialize())
+        settings = connection.service.settings
+        return WebSocket(connection.stream, open_core(self._handshake, settings), settings, leading=leading)
+
+    async def accept(self, eio: Literal[3, 4]) -> StreamTransport:
+        return StreamTransport(await self.open(), eio)
+
+    async def reject(self, status: int, body: bytes) -> None:
+        self.answered = True
+        await self._connection.reply(status, _UPGRADE_REFUSED, body)
+
+
+class _Exchange:
+    """One HTTP request and its response, as ASGI's ``receive`` and ``send``."""
+
+    def __init__(self, connection: _Connection, method: bytes) -> None:
+        self._connection = connection
+        self._http = connection.http
+        self._method = method
+        self._start: h11.Response | None = None
+        self._bodiless = method == b"HEAD"
+        self._started = False
+        #: the response is complete, or is not going to be
+        self._over = False
+        self._body_read = False
+        self._patience = BODY_TIMEOUT
+        self._receiving = anyio.Lock(fast_acquire=True)
+        self._reading: anyio.CancelScope | None = None
+
+    async def run(self, scope: Scope) -> None:
+        """Have the application answer, and answer for it where it does not."""
+        try:
+            await self._connection.service.door(scope, self.receive, self.send)
+        except ClientGone as exc:
+            logger.debug("client gone: %s", exc)
+        except Exception:
+            logger.exception("the application failed: %s %s", scope["method"], scope["path"])
+            await self._fail()
+        else:
+            if not self._over and self._connection.eof:
+                self._connection.lost = True
+            elif not self._over:
+                logger.error("the application sent no complete response: %s %s", scope["method"], scope["path"])
+                await self._fail()
+
+    def finish(self) -> bool:
+        """Whether the connection can take another request."""
+        http = self._http
+        if self._connection.lost:
+            return False
+        with contextlib.suppress(h11.RemoteProtocolError):
+            while http.their_state is h11.SEND_BODY and http.next_event() is not h11.NEED_DATA:
+                pass
+        if http.our_state is not h11.DONE or http.their_state is not h11.DONE or self._connection.service.stopping:
+            return False
+        http.start_next_cycle()
+        return True
+
+    async def _fail(self) -> None:
+        self._finish()
+        if self._started:
+            self._connection.lost = True
+            return
+        with contextlib.suppress(ConnectionLost):
+            await self._connection.reply(500, [], b"Internal Server Error\n")
+
+    def _finish(self) -> None:
+        self._over = True
+        if self._reading is not None:
+            self._reading.cancel()
+
+    # -- the request's body, and the peer's going away
+
+    async def receive(self) -> Message:
+        async with self._receiving:
+            message: Message | None = None
+            with anyio.CancelScope() as self._reading:
+                if not self._over and not self._body_read:
+                    message = await self._receive_body()
+                if message is None and not self._over:
+                    await self._connection.wait_gone()
+            return message or {"type": "http.disconnect"}
+
+    async def _receive_body(self) -> Message | None:
+        body = bytearray()
+        while len(body) < READ_SIZE:
+            try:
+                event = self._http.next_event()
+            except h11.RemoteProtocolError as exc:
+                await self._refuse(exc.error_status_hint, str(exc))
+                return None
+            if isinstance(event, h11.Data):
+                body += event.data
+            elif isinstance(event, h11.EndOfMessage):
+                self._body_read = True
+                return {"type": "http.request", "body": bytes(body), "more_body": False}
+            elif event is not h11.NEED_DATA:
+                return None
+            elif body:
+                break
+            elif not await self._read_body():
+                return None
+        return {"type": "http.request", "body": bytes(body), "more_body": True}
+
+    async def _read_body(self) -> bool:
+        if self._http.they_are_waiting_for_100_continue and not self._started:
+            await self._write(self._http.send(h11.InformationalResponse(status_code=100, headers=[])))
+        start = anyio.current_time()
+        data: bytes | None = None
+        with anyio.move_on_after(self._patience):
+            data = await self._connection.read()
+        if data is None:
+            await self._refuse(408, "the request's body took too long")
+            return False
+        patience = self._patience - (anyio.current_time() - start) + len(data) / BODY_RATE
+        self._patience = min(patience, BODY_TIMEOUT)
+        return bool(data)
+
+    async def _refuse(self, status: int, message: str) -> None:
+        """Answer for the application: the request is no good."""
+        self._over = True
+        if not self._connection.eof and not self._started:
+            with contextlib.suppress(ConnectionLost):
+                await self._connection.reply(status, [], f"{message}\n".encode())
+
+    # -- the response
+
+    async def send(self, message: Message) -> None:
+        if self._connection.lost or (self._over and self._http.our_state is not h11.DONE):
+            raise ClientGone("the response cannot be sent any more")
+        match message["type"]:
+            case "http.response.start":
+                if self._start is not None or self._started:
+                    raise RuntimeError("http.response.start was sent twice")
+                self._start = self._response(message)
+            case "http.response.body":
+                if self._over or (self._start is None and not self._started):
+                    raise RuntimeError("http.response.body was sent outside of a response")
+                await self._send_body(message.get("body", b""), message.get("more_body", False))
+            case kind:
+                raise RuntimeError(f"unexpected ASGI message: {kind}")
+
+    def _response(self, message: Message) -> h11.Response:
+        headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
+        if self._connection.service.stopping:
+            headers = [(name, value) for name, value in headers if name.lower() != b"connection"]
+            headers.append((b"connection", b"close"))
+        self._bodiless = self._bodiless or message["status"] in (204, 304)
+        return _head(message["status"], headers)
+
+    async def _send_body(self, body: bytes, more: bool) -> None:
+        data = b""
+        if self._start is not None:
+            # the head waits for the first of the body: most responses are one write
+            data = self._http.send(self._start)
+            self._start = None
+            self._started = True
+        if body and not self._bodiless:
+            data += self._http.send(h11.Data(body))
+        if not more:
+            data += self._http.send(h11.EndOfMessage())
+        try:
+            if data:
+                await self._write(data)
+        finally:
+            if not more:
+                self._finish()
+
+    async def _write(self, data: bytes) -> None:
+        try:
+            await self._connection.write(data)
+        except ConnectionLost as exc:
+            raise ClientGone(str(exc)) from exc
+
+
+class _Bridge:
+    """A WebSocket of the wrapped application, as ASGI's ``receive`` and ``send``."""
+
+    def __init__(self, connection: _Connection, upgrade: _Upgrade) -> None:
+        self._connection = connection
+        self._service = connection.service
+        self._upgrade = upgrade
+        self._websocket: WebSocket | None = None
+        self._denial: _Exchange | None = None
+        self._connected = False
+        self._decided = False
+        self._deciding: anyio.CancelScope | None = None
+        self._received: list[str | bytes] = []
+        self._closed: Message | None = None
+
+    async def run(self) -> None:
+        scope = self._upgrade.scope
+        code = 1000
+        try:
+            await self._service.door(scope, self.receive, self.send)
+        except ClientGone as exc:
+            logger.debug("client gone: %s", exc)
+        except Exception:
+            code = 1011
+            logger.exception("the application failed: WebSocket %s", scope["path"])
+        finally:
+            if self._websocket is not None:
+                await self._websocket.aclose(code)
+
+    async def receive(self) -> Message:
+        if not self._connected:
+            self._connected = True
+            return {"type": "websocket.connect"}
+        if not self._decided:
+            with anyio.CancelScope() as self._deciding:
+                await self._connection.wait_gone()
+        if self._websocket is None:
+            return {"type": "websocket.disconnect", "code": 1006, "reason": ""}
+        if not self._received and self._closed is None:
+            await self._fetch(self._websocket)
+        if not self._received:
+            assert self._closed is not None
+            return dict(self._closed)
+        message = self._received.pop(0)
+        if isinstance(message, str):
+            return {"type": "websocket.receive", "text": message}
+        return {"type": "websocket.receive", "bytes": message}
+
+    async def _fetch(self, websocket: WebSocket) -> None:
+        code, reason = 1006, ""
+        try:
+            with anyio.CancelScope() as scope, self._service.waiting(scope):
+                self._received = await websocket.receive()
+                return
+            code = 1001
+            await websocket.aclose(code, "server shutting down")
+        except anyio.EndOfStream:
+            code, reason = websocket.close_code or 1005, websocket.close_reason
+        except ProtocolError as exc:
+            code, reason = 1002, str(exc)
+        except (ConnectionLost, anyio.ClosedResourceError) as exc:
+            reason = str(exc)
+        self._closed = {"type": "websocket.disconnect", "code": code, "reason": reason}
+
+    async def send(self, message: Message) -> None:
+        kind = message["type"]
+        try:
+            if self._websocket is not None:
+                await self._send_open(self._websocket, message)
+            elif kind == "websocket.accept" and not self._upgrade.answered:
+                self._websocket = await self._upgrade.open(message.get("headers", ()), message.get("subprotocol"))
+                self._decide()
+            elif kind == "websocket.close" and not self._upgrade.answered:
+                await self._upgrade.reject(403, b"{}")
+                self._decide()
+            elif kind.startswith("websocket.http.response.") and (self._denial or not self._upgrade.answered):
+                if self._denial is None:
+                    self._upgrade.answered = True
+                    self._denial = _Exchange(self._connection, b"GET")
+                await self._denial.send({**message, "type": kind.removeprefix("websocket.")})
+                self._decide()
+            else:
+                raise RuntimeError(f"unexpected ASGI message: {kind}")
+        except (ConnectionLost, anyio.ClosedResourceError) as exc:
+            self._decide()
+            raise ClientGone(str(exc)) from exc
+
+    def _decide(self) -> None:
+        self._decided = True
+        if self._deciding is not None:
+            self._deciding.cancel()
+
+    async def _send_open(self, websocket: WebSocket, message: Message) -> None:
+        match message["type"]:
+            case "websocket.send":
+                text = message.get("text")
+                await websocket.send([message["bytes"] if text is None else text])
+            case "websocket.close":
+                await websocket.aclose(message.get("code", 1000), message.get("reason") or "")
+            case kind:
+                raise RuntimeError(f"unexpected ASGI message: {kind}")
+
+
+def _attribute(stream: anyio.abc.ByteStream, attribute: Any) -> Any:
+    return stream.extra(attribute, None)  # noqa: S610
+
+
+def _wants_websocket(request: h11.Request) -> bool:
+    upgrade = connection = b""
+    for name, value in request.headers:
+        if name == b"upgrade":
+            upgrade += b"," + value.lower()
+        elif name == b"connection":
+            connection += b"," + value.lower()
+    return request.method == b"GET" and b"websocket" in upgrade and b"upgrade" in connection
+
+
+def _head(status: int, headers: list[tuple[bytes, bytes]]) -> h11.Response:
+    """A response's head, with the headers that every one has."""
+    names = {name.lower() for name, _ in headers}
+    if b"date" not in names:
+        headers.append((b"date", _date()))
+    if b"server" not in names:
+        headers.append((b"server", _SERVER))
+    try:
+        phrase = HTTPStatus(status).phrase.encode()
+    except ValueError:
+        phrase = b""
+    return h11.Response(status_code=status, headers=headers, reason=phrase)
+
+
+_last_date = (0, b"")
+
+
+def _date() -> bytes:
+    global _last_date
+    now = int(time.time())
+    if _last_date[0] != now:
+        _last_date = (now, formatdate(now, usegmt=True).encode())
+    return _last_date[1]
