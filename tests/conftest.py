@@ -19,6 +19,8 @@ settings.load_profile("quick")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--loop", choices=LOOPS, help="run on this event loop only; the default is all three")
+    parser.addoption("--full", action="store_true", help="run the tests of load at their full size")
+    parser.addoption("--seed", type=int, help="replay the stress run with this seed; the default is a new one")
 
 
 @pytest.hookimpl(tryfirst=True)
