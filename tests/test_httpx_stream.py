@@ -11,6 +11,7 @@ import anyio.abc
 import httpcore
 import httpx
 import pytest
+import trustme
 from anyio.streams.tls import TLSListener
 from websockets.extensions.permessage_deflate import enable_server_permessage_deflate
 from websockets.protocol import State
@@ -163,7 +164,6 @@ async def test_what_the_users_client_brings() -> None:
 
 
 async def test_tls_by_the_users_client() -> None:
-    trustme = pytest.importorskip("trustme")
     ca = trustme.CA()
     server_tls, client_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
     ca.issue_cert("localhost").configure_cert(server_tls)

@@ -14,6 +14,7 @@ import anyio
 import anyio.abc
 import httpx
 import pytest
+import trustme
 from anyio.streams.stapled import MultiListener
 from anyio.streams.tls import TLSListener
 
@@ -908,7 +909,6 @@ async def test_tcp_with_a_real_client_and_websockets() -> None:
 
 
 async def test_tls() -> None:
-    trustme = pytest.importorskip("trustme")
     ca = trustme.CA()
     server_tls, client_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
     ca.issue_cert("localhost").configure_cert(server_tls)
