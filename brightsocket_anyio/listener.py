@@ -48,8 +48,8 @@ BODY_TIMEOUT = 20.0
 BODY_RATE = 500
 #: seconds that we read on after an early answer, so that the connection is not reset before the peer has read it
 LINGER_TIMEOUT = 2.0
-#: bytes that the system may hold of what a connection has sent (it takes the double, for its own needs). uvloop reads as
-#: much as there is at one go, however little is wanted: left to itself, Linux holds 6 MB.
+#: bytes that the system may hold of what a connection has sent (it takes the double, for its own needs). uvloop reads
+#: as much as there is at one go, however little is wanted: left to itself, Linux holds 6 MB.
 _RECEIVE_BUFFER = 262_144
 #: seconds to wait when the system has no more sockets
 _ACCEPT_PAUSE = 0.1
@@ -122,9 +122,8 @@ class _Gate(anyio.abc.Listener[anyio.abc.SocketStream]):
         self._listener = listener
         self._slots = slots
         # the connections that it accepts have it from there
-        listener.extra(anyio.abc.SocketAttribute.raw_socket).setsockopt(
-            socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER
-        )
+        raw = listener.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 (Django's is another)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
 
     async def serve(self, handler: Any, task_group: anyio.abc.TaskGroup | None = None) -> None:
         assert task_group is not None
