@@ -1,0 +1,21 @@
+"""Our client against the original's server, ``brightsocket.io`` 0.0.6: both see what the original's client made them see."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from brightsocket_anyio import open_client
+from tests.interop.peers import PATIENCE, SCENARIOS, expected, original_server, play
+
+
+@pytest.mark.parametrize("generation", ["1", "2"], ids=["socket.io 1.7.4", "socket.io 2.5.0"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+async def test_scenario(scenario: str, generation: str) -> None:
+    wanted = expected(generation, scenario)
+    async with original_server(generation) as server:
+        with anyio.fail_after(PATIENCE):
+            async with open_client(server.url, eio=3) as client:
+                lines = await play(client, scenario)
+            assert lines == wanted["client"]
+            assert await server.rest() == wanted["server"]
