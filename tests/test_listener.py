@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -957,10 +958,11 @@ class FailingListener(anyio.abc.SocketListener):
 
     def __init__(self, outcomes: Iterator[Any]) -> None:
         self._outcomes = outcomes
+        self._socket = socket.socket()
 
     @property
-    def _raw_socket(self) -> Any:
-        raise NotImplementedError
+    def _raw_socket(self) -> socket.socket:
+        return self._socket
 
     async def accept(self) -> Any:
         await anyio.lowlevel.checkpoint()
@@ -972,6 +974,7 @@ class FailingListener(anyio.abc.SocketListener):
         return outcome
 
     async def aclose(self) -> None:
+        self._socket.close()
         await anyio.lowlevel.checkpoint()
 
 
