@@ -1,4 +1,4 @@
-"""The original's client, ``brightsocket.io-client`` 0.0.5, against our server: it sees what the original's server showed it."""
+"""The client of the original, ``brightsocket.io-client`` 0.0.5, sees of our server what it saw of the original's."""
 
 from __future__ import annotations
 

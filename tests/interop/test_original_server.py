@@ -1,4 +1,4 @@
-"""Our client against the original's server, ``brightsocket.io`` 0.0.6: both see what the original's client made them see."""
+"""Our client and the original's server, ``brightsocket.io`` 0.0.6, see what the original's two sides saw."""
 
 from __future__ import annotations
 
