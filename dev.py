@@ -6,6 +6,7 @@ runs every default session of noxfile.py; any other name is that of one session,
 program: ``python3 dev.py tests-3.12 -- -k upgrade``.
 """
 
+import os
 import subprocess
 import sys
 import venv
@@ -41,10 +42,10 @@ def main() -> int:
     install_nox()
     session = [] if what == "tests" and not rest else ["--session", what]
     nox = [str(BIN / "python"), "-m", "nox", "--noxfile", str(ROOT / "noxfile.py"), *session, *rest]
-    try:
+    if sys.platform == "win32":
         return subprocess.run(nox).returncode
-    except KeyboardInterrupt:
-        return 130
+    # in this process's place, so that Ctrl-C is nox's alone to handle
+    os.execv(nox[0], nox)
 
 
 if __name__ == "__main__":

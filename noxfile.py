@@ -122,7 +122,8 @@ def coverage(session: nox.Session) -> None:
 def login(session: nox.Session) -> None:
     """Start the login example and print its address."""
     install(session, "examples")
-    session.run("python", "-m", "examples.login", *session.posargs)
+    # at Ctrl-C it says goodbye to its clients
+    session.run("python", "-m", "examples.login", *session.posargs, interrupt_timeout=15)
 
 
 @nox.session(default=False)
