@@ -76,6 +76,11 @@ class Host(Protocol):
         """Set when the server begins to drain."""
         ...
 
+    @property
+    def drained(self) -> anyio.Event:
+        """Set when the server's sessions are over. Until then, polling clients need their connections."""
+        ...
+
     async def handle_websocket(self, request: WebSocketRequest) -> None: ...
 
 
@@ -86,8 +91,8 @@ class ClientGone(OSError):
 async def serve_listener(listener: anyio.abc.Listener[Any], door: Door, host: Host, settings: Settings) -> None:
     """Serve the connections of a listener, which is closed when the host begins to drain.
 
-    Then replies in flight go out, idle connections are closed, and this returns when the last one has ended. There is
-    no time limit on that: the caller cancels.
+    Then replies in flight go out, idle connections are closed when the host has drained, and this returns when the last
+    one has ended. There is no time limit on that: the caller cancels.
 
     :param listener: of byte streams; ``settings.max_connections`` holds for AnyIO's own ones, with TLS or without
     """
@@ -100,6 +105,8 @@ async def serve_listener(listener: anyio.abc.Listener[Any], door: Door, host: Ho
                 await host.stopping.wait()
                 accepting.cancel_scope.cancel()
             await listener.aclose()
+            service.wake_all()
+            await host.drained.wait()
             service.wake_all()
     finally:
         with anyio.CancelScope(shield=True):
@@ -160,31 +167,32 @@ class Service:
         self.door = door
         self.host = host
         self.settings = settings
-        self._waiting: set[anyio.CancelScope] = set()
+        self._waiting: dict[anyio.CancelScope, anyio.Event] = {}
 
     @property
-    def stopping(self) -> bool:
-        return self.host.stopping.is_set()
+    def drained(self) -> bool:
+        return self.host.drained.is_set()
 
     @contextlib.contextmanager
-    def waiting(self, scope: anyio.CancelScope) -> Iterator[None]:
-        """What is done in here is a wait that draining ends, by cancelling the scope around it."""
-        if self.stopping:
+    def waiting(self, scope: anyio.CancelScope, end: anyio.Event) -> Iterator[None]:
+        """What is done in here is a wait that an event of the host's ends, by cancelling the scope around it."""
+        if end.is_set():
             scope.cancel()
-        self._waiting.add(scope)
+        self._waiting[scope] = end
         try:
             yield
         finally:
-            self._waiting.discard(scope)
+            self.keep(scope)
 
     def keep(self, scope: anyio.CancelScope) -> None:
         """Draining leaves this scope alone from now on."""
-        self._waiting.discard(scope)
+        self._waiting.pop(scope, None)
 
     def wake_all(self) -> None:
-        """End every wait that draining ends."""
-        for scope in self._waiting:
-            scope.cancel()
+        """End every wait whose event has come."""
+        for scope, end in self._waiting.items():
+            if end.is_set():
+                scope.cancel()
 
     async def serve(self, stream: anyio.abc.ByteStream) -> None:
         """Serve one connection and close it. What fails in here fails alone."""
@@ -306,7 +314,7 @@ class _Connection:
         self._pipelined = len(self.http.trailing_data[0])
         begun = self._pipelined > 0
         patience = HEAD_TIMEOUT if fresh or begun else KEEP_ALIVE_TIMEOUT
-        with anyio.CancelScope() as scope, self.service.waiting(scope):
+        with anyio.CancelScope() as scope, self.service.waiting(scope, self.service.host.drained):
             scope.deadline = anyio.current_time() + patience
             while True:
                 if begun:
@@ -482,7 +490,7 @@ class _Exchange:
         with contextlib.suppress(h11.RemoteProtocolError):
             while http.their_state is h11.SEND_BODY and http.next_event() is not h11.NEED_DATA:
                 pass
-        if http.our_state is not h11.DONE or http.their_state is not h11.DONE or self._connection.service.stopping:
+        if http.our_state is not h11.DONE or http.their_state is not h11.DONE or self._connection.service.drained:
             return False
         http.start_next_cycle()
         return True
@@ -573,7 +581,7 @@ class _Exchange:
 
     def _response(self, message: Message) -> h11.Response:
         headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
-        if self._connection.service.stopping:
+        if self._connection.service.drained:
             headers = [(name, value) for name, value in headers if name.lower() != b"connection"]
             headers.append((b"connection", b"close"))
         self._bodiless = self._bodiless or message["status"] in (204, 304)
@@ -655,7 +663,7 @@ class _Bridge:
     async def _fetch(self, websocket: WebSocket) -> None:
         code, reason = 1006, ""
         try:
-            with anyio.CancelScope() as scope, self._service.waiting(scope):
+            with anyio.CancelScope() as scope, self._service.waiting(scope, self._service.host.stopping):
                 self._received = await websocket.receive()
                 return
             code = 1001

@@ -364,6 +364,7 @@ class Server(AsyncContextManagerMixin):
     :ivar sessions: the sessions by their Engine.IO id.
     :ivar task_group: for what must live as long as the sessions do.
     :ivar stopping: set when the server begins to drain.
+    :ivar drained: set when it has, and no session is left.
     :raises ConfigurationError: from the constructor: the channels do not fit together.
     """
 
@@ -376,6 +377,7 @@ class Server(AsyncContextManagerMixin):
         self.webserver = webserver
         self.sessions: dict[str, Session] = {}
         self.stopping = anyio.Event()
+        self.drained = anyio.Event()
         self._empty = anyio.Event()
 
     @asynccontextmanager
@@ -392,9 +394,10 @@ class Server(AsyncContextManagerMixin):
             async with anyio.create_task_group() as self.task_group:
                 task_status.started()
                 await self.stopping.wait()
-                with anyio.move_on_after(self.settings.grace + self.settings.close_timeout):
-                    await self.drain()
-                self.task_group.cancel_scope.cancel()
+                # for the sessions and for all else that runs here: a listener's replies in flight
+                patience = self.settings.grace + self.settings.close_timeout
+                self.task_group.cancel_scope.deadline = anyio.current_time() + patience
+                await self.drain()
 
     async def drain(self) -> None:
         """Take no new session, tell the peers, and end every session, each within the grace and close timeouts."""
@@ -404,6 +407,7 @@ class Server(AsyncContextManagerMixin):
         while self.sessions:
             self._empty = anyio.Event()
             await self._empty.wait()
+        self.drained.set()
 
     def open(self, transport: Transport, eio: Literal[3, 4], scope: Scope) -> Session:
         """Begin a session on a transport, which it owns from now on.

@@ -61,7 +61,8 @@ class Host:
     """Echoes the packets of our WebSockets."""
 
     def __init__(self, handle: Callable[[WebSocketRequest], Awaitable[None]] | None = None) -> None:
-        self.stopping = anyio.Event()
+        # its sessions end at once
+        self.stopping = self.drained = anyio.Event()
         self.requests: list[WebSocketRequest] = []
         self._handle = handle
 
