@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import AsyncGenerator
+import math
+import os
+import ssl
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
 import anyio
-from anyio.abc import ByteStream
+import anyio.lowlevel
+import httpcore
+import httpx
+from anyio.abc import ByteStream, Listener, TaskGroup
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
 
-from brightsocket_anyio import Bound, Brightsocket
+from brightsocket_anyio import Bound, Brightsocket, Connection
+from brightsocket_anyio.connection import ConnectionCore
+from brightsocket_anyio.server import Server
+from brightsocket_anyio.session import Session
+from brightsocket_anyio.transports.stream import StreamTransport
+
+from .streams import MemoryStream
 
 #: seconds after which a test that waits for something has failed
 PATIENCE = 10
@@ -28,14 +42,123 @@ async def serving(api: Brightsocket, **options: Any) -> AsyncGenerator[Bound]:
         tg.cancel_scope.cancel()
 
 
+class MemoryListener(Listener[ByteStream]):
+    """A listener without a network, for virtual time and for peers that stop reading.
+
+    :param capacity: how many writes each direction of a connection holds before the next one waits.
+    """
+
+    def __init__(self, capacity: float = math.inf) -> None:
+        self._capacity = capacity
+        self._arriving, self._arrived = anyio.create_memory_object_stream[MemoryStream](1000)
+
+    async def serve(self, handler: Callable[[ByteStream], Any], task_group: TaskGroup | None = None) -> None:
+        async with anyio.create_task_group() as own, self._arrived.clone() as arrived:
+            async for stream in arrived:
+                (task_group or own).start_soon(handler, stream)
+
+    async def aclose(self) -> None:
+        self._arriving.close()
+        self._arrived.close()
+        await anyio.lowlevel.checkpoint()
+
+    def connect(self, capacity: float | None = None) -> MemoryStream:
+        """The client's end of a new connection."""
+        size = self._capacity if capacity is None else capacity
+        there_send, there_receive = anyio.create_memory_object_stream[bytes](size)
+        back_send, back_receive = anyio.create_memory_object_stream[bytes](size)
+        self._arriving.send_nowait(MemoryStream(back_send, there_receive))
+        return MemoryStream(there_send, back_receive)
+
+    def http(self) -> httpx.AsyncClient:
+        """What takes ``open_client`` here, whatever its URL."""
+        transport = httpx.AsyncHTTPTransport()
+        transport._pool = httpcore.AsyncConnectionPool(network_backend=_MemoryNetwork(self))
+        return httpx.AsyncClient(transport=transport)
+
+
+class _MemoryNetwork(httpcore.AsyncNetworkBackend):
+    def __init__(self, listener: MemoryListener) -> None:
+        self._listener = listener
+
+    async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
+        await anyio.lowlevel.checkpoint()
+        return _MemoryNetworkStream(self._listener.connect())
+
+
+class _MemoryNetworkStream(httpcore.AsyncNetworkStream):
+    def __init__(self, stream: MemoryStream) -> None:
+        self._stream = stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        try:
+            with anyio.fail_after(timeout):
+                return await self._stream.receive(max_bytes)
+        except anyio.EndOfStream:
+            return b""
+        except anyio.ClosedResourceError as exc:
+            raise httpcore.ReadError from exc
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        try:
+            with anyio.fail_after(timeout):
+                if buffer:
+                    await self._stream.send(buffer)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
+            raise httpcore.WriteError from exc
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        raise NotImplementedError
+
+    def get_extra_info(self, info: str) -> Any:
+        return None
+
+
+@asynccontextmanager
+async def serving_in_memory(api: Brightsocket, capacity: float = math.inf) -> AsyncGenerator[MemoryListener]:
+    """The API behind the embedded server, on a :class:`MemoryListener`, which stands for a ``bound`` below."""
+    listener = MemoryListener(capacity)
+    async with anyio.create_task_group() as tg:
+        await tg.start(lambda *, task_status: api.serve(listeners=[listener], task_status=task_status))
+        yield listener
+        tg.cancel_scope.cancel()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the other tasks run until a condition holds."""
+    with anyio.fail_after(PATIENCE):
+        while not condition():
+            await anyio.lowlevel.checkpoint()
+
+
+def census() -> Counter[str]:
+    """What is alive and must not outlive its scope: our objects by class, file descriptors, the loop's tasks."""
+    gc.collect()
+    kinds = (Server, Session, ConnectionCore, Connection, StreamTransport)
+    counts = Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, kinds))
+    counts["descriptors"] = len(os.listdir("/proc/self/fd"))
+    counts["tasks"] = len(anyio.get_running_tasks())
+    return counts
+
+
 class Raw:
-    """A WebSocket whose messages the test writes and reads itself. Every wait ends with an error after ``PATIENCE``."""
+    """A WebSocket whose messages the test writes and reads itself.
+
+    :ivar patience: seconds after which every wait ends with an error.
+    """
 
     def __init__(self, stream: ByteStream, protocol: ClientProtocol) -> None:
         self.stream = stream
         self.protocol = protocol
         self.messages: list[str | bytes] = []
         self.sid = ""
+        self.patience: float = PATIENCE
+        self._writing = anyio.Lock()
 
     async def send(self, *messages: str | bytes) -> None:
         for message in messages:
@@ -55,7 +178,7 @@ class Raw:
 
     async def receive(self) -> str | bytes:
         """The next message; raises :exc:`anyio.EndOfStream` at the end."""
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(self.patience):
             while not self.messages:
                 await self._read()
             return self.messages.pop(0)
@@ -96,9 +219,10 @@ class Raw:
         await anyio.aclose_forcefully(self.stream)
 
     async def _flush(self) -> None:
-        for data in self.protocol.data_to_send():
-            if data:
-                await self.stream.send(data)
+        async with self._writing:
+            for data in self.protocol.data_to_send():
+                if data:
+                    await self.stream.send(data)
 
     async def _read(self) -> None:
         try:
@@ -123,11 +247,19 @@ class Raw:
 
 
 @asynccontextmanager
-async def raw(bound: Bound, *, eio: int = 4, path: str = "/socket.io/", query: str = "") -> AsyncGenerator[Raw]:
+async def raw(
+    bound: Bound | MemoryListener, *, eio: int = 4, path: str = "/socket.io/", query: str = ""
+) -> AsyncGenerator[Raw]:
     """A raw peer whose WebSocket is open and whose open packet has been read (``sid``), unless ``query`` is given."""
-    host, port = bound.addresses[0]
     query = query or f"EIO={eio}&transport=websocket"
-    stream = await anyio.connect_tcp(str(host), int(port))
+    stream: ByteStream
+    if isinstance(bound, MemoryListener):
+        host, port = "memory", 80
+        stream = bound.connect()
+    else:
+        address = bound.addresses[0]
+        host, port = str(address[0]), int(address[1])
+        stream = await anyio.connect_tcp(host, port)
     async with stream:
         protocol = ClientProtocol(parse_uri(f"ws://{host}:{port}{path}?{query}"), max_size=None)
         peer = await Raw(stream, protocol).handshake()
@@ -139,7 +271,7 @@ async def raw(bound: Bound, *, eio: int = 4, path: str = "/socket.io/", query: s
 
 
 @asynccontextmanager
-async def joined(bound: Bound, *, eio: int = 4) -> AsyncGenerator[Raw]:
+async def joined(bound: Bound | MemoryListener, *, eio: int = 4) -> AsyncGenerator[Raw]:
     """A raw peer on the main namespace."""
     async with raw(bound, eio=eio) as peer:
         if eio == 4:
@@ -151,7 +283,9 @@ async def joined(bound: Bound, *, eio: int = 4) -> AsyncGenerator[Raw]:
 
 
 @asynccontextmanager
-async def identified(bound: Bound, channel: str, *, eio: int = 4, **identity: Any) -> AsyncGenerator[Raw]:
+async def identified(
+    bound: Bound | MemoryListener, channel: str, *, eio: int = 4, **identity: Any
+) -> AsyncGenerator[Raw]:
     """A raw peer that has been let into a channel."""
     async with joined(bound, eio=eio) as peer:
         await peer.identify(channel, **identity)
