@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Literal, TypeVar, Unpack
 
@@ -220,14 +220,21 @@ class _Stay:
         self._finished = anyio.Event()
         self._dialling = anyio.CancelScope()
 
-    async def run(self, previous: _Stay | None, dial: Callable[[], Any]) -> None:
+    async def run(self, previous: _Stay | None, dial: Callable[[], Awaitable[Transport]]) -> None:
         """Wait until the stay before is over, open a session, and live on it until the end of either."""
         try:
             if previous is not None:
                 await previous.over.wait()
+            transport: Transport | None = None
             with self._dialling:
                 transport = await dial()
-            if self._dialling.cancelled_caught:
+            if transport is None:
+                return
+            if self._dialling.cancel_called:
+                # left at the very moment at which the transport was open
+                with anyio.CancelScope(shield=True) as closing:
+                    closing.cancel()
+                    await transport.aclose()
                 return
             automaton = Automaton(Side.CLIENT, self._eio, self._settings, now=anyio.current_time())
             session = self.session = Session(automaton, transport, self._settings)

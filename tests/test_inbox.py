@@ -54,7 +54,8 @@ class Box:
         self.changes += 1
 
     def add(self, action: str, *values: Any, id: int | None = None, size: int = 1) -> bool:
-        return all([self.inbox.add(action, (value,), id, size) for value in values])
+        taken = [self.inbox.add(action, (value,), id, size) for value in values]
+        return all(taken)
 
     def attach(self, action: str, receiver: Taker | None = None) -> Taker:
         receiver = receiver or Taker()

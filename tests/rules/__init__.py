@@ -1,0 +1,1 @@
+"""The sixteen rules of the design, a file for each."""
