@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, Unpack, overload
 
 import anyio
+import trio_websocket
 from anyio.abc import Listener, SocketAttribute, SocketStream, TaskStatus
 from anyio.streams.tls import TLSListener
 
@@ -19,6 +20,7 @@ from .pool import Pool
 from .server import Channels, Server
 from .settings import ChannelKeywords, SettingKeywords, Settings
 from .transport import ASGIApp, Receive, Scope, Send
+from .transports.trio_websocket import TrioWebSocketRequest
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -185,6 +187,15 @@ class Brightsocket:
             for listener in bound:
                 with anyio.CancelScope(shield=True):
                     await listener.aclose()
+
+    async def handle_trio_websocket(self, request: trio_websocket.WebSocketRequest) -> None:
+        """Serve one WebSocket of a Trio program: this is what to give to :func:`trio_websocket.serve_websocket`.
+
+        Returns when the WebSocket is closed. The API must be running (``async with api.running()``). trio-websocket
+        hides the request's ``Host``, so the origins of pages must be among the ``allowed_origins``; its
+        ``max_message_size`` should be at least the ``max_payload`` setting.
+        """
+        await self._front_door.handle_websocket(TrioWebSocketRequest(request, self._settings))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application."""

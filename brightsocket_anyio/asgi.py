@@ -11,12 +11,12 @@ from typing import Any, Final, Literal, Self
 import anyio
 from anyio import AsyncContextManagerMixin
 
-from .errors import BrightsocketError, ConnectionLost
+from .errors import BrightsocketError
 from .protocol import handshake
 from .protocol.handshake import RequestError
-from .server import Server
+from .server import Server, reject_websocket
 from .settings import Settings
-from .transport import ASGIApp, Message, Receive, Scope, Send
+from .transport import ASGIApp, Message, Receive, Scope, Send, WebSocketRequest
 from .transports.asgi import ASGIWebSocketRequest
 from .transports.polling import PollingTransport
 
@@ -57,13 +57,13 @@ class FrontDoor:
         elif ours and kind == "http":
             await self._handle_http(scope, receive, send)
         elif ours:
-            await self._handle_websocket(scope, receive, send)
+            await self.handle_websocket(ASGIWebSocketRequest(scope, receive, send, self._settings))
         elif self._app is not None:
             await self._app(scope, receive, send)
         elif kind == "http":
             await _Response(scope, send, []).give(404, _JSON, _NOT_FOUND.body)
         elif kind == "websocket":
-            await _reject(ASGIWebSocketRequest(scope, receive, send, self._settings), _NOT_FOUND)
+            await self.handle_websocket(ASGIWebSocketRequest(scope, receive, send, self._settings))
         else:
             raise NotImplementedError(f"unknown ASGI scope type: {kind}")
 
@@ -74,16 +74,15 @@ class FrontDoor:
 
     # -- WebSocket
 
-    async def _handle_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = ASGIWebSocketRequest(scope, receive, send, self._settings)
+    async def handle_websocket(self, request: WebSocketRequest) -> None:
+        """Serve a WebSocket that is not the wrapped application's; returns when it is closed."""
         server = self._server()
-        if server is None:
-            await _reject(request, _not_running(scope))
-            return
-        try:
+        if not self.matches(request.scope):
+            await reject_websocket(request, _NOT_FOUND)
+        elif server is None:
+            await reject_websocket(request, _not_running(request.scope))
+        else:
             await server.handle_websocket(request)
-        except ConnectionLost as exc:
-            logger.info("a WebSocket was lost in its handshake: %s", exc)
 
     # -- HTTP: long-polling
 
@@ -287,13 +286,6 @@ class _Response:
 
 class _PeerGone(Exception):
     """The ASGI server says that the request's connection is lost."""
-
-
-async def _reject(request: ASGIWebSocketRequest, error: RequestError) -> None:
-    try:
-        await request.reject(error.status, error.body)
-    except ConnectionLost as exc:
-        logger.info("a WebSocket was lost in its handshake: %s", exc)
 
 
 async def _answer_poll(transport: PollingTransport, receive: Receive, response: _Response) -> None:

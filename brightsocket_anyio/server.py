@@ -355,6 +355,14 @@ class _Peer:
         return self._ids.setdefault(namespace, secrets.token_urlsafe(15))
 
 
+async def reject_websocket(request: WebSocketRequest, error: handshake.RequestError) -> None:
+    """Turn a WebSocket handshake down; a peer that is gone needs no answer."""
+    try:
+        await request.reject(error.status, error.body)
+    except ConnectionLost as exc:
+        logger.info("a WebSocket was lost in its handshake: %s", exc)
+
+
 class Server(AsyncContextManagerMixin):
     """One run of an API. As an async context manager it owns the task group in which every session runs.
 
@@ -448,7 +456,7 @@ class Server(AsyncContextManagerMixin):
                 road = await request.accept(query.eio)
                 await session.upgrade(road, polling)
         except handshake.RequestError as exc:
-            await request.reject(exc.status, exc.body)
+            await reject_websocket(request, exc)
         except ConnectionLost as exc:
             logger.info("a WebSocket was lost in its handshake: %s", exc)
 

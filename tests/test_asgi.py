@@ -12,6 +12,7 @@ import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
 
+from brightsocket_anyio.api import Brightsocket
 from brightsocket_anyio.asgi import FrontDoor, Lifespan, LifespanError
 from brightsocket_anyio.errors import ConfigurationError, ConnectionLost
 from brightsocket_anyio.protocol.engineio import Packet, PacketType
@@ -38,7 +39,6 @@ class StubServer:
         self.sessions: dict[str, StubSession] = {}
         self.requests: list[WebSocketRequest] = []
         self.stopping = False
-        self.lost = False
 
     def open(self, transport: Transport, eio: Literal[3, 4], scope: Any) -> StubSession:
         if self.stopping:
@@ -47,8 +47,6 @@ class StubServer:
         return session
 
     async def handle_websocket(self, request: WebSocketRequest) -> None:
-        if self.lost:
-            raise ConnectionLost("transport error")
         self.requests.append(request)
 
     @property
@@ -449,10 +447,17 @@ class TestWebSockets:
         (request,) = door.server.requests
         assert request.scope is exchange.scope
 
-    async def test_one_that_is_lost(self) -> None:
-        door = Door()
-        door.server.lost = True
-        await WebSocketExchange().run(door.door)
+    @pytest.mark.parametrize("query", [b"EIO=4&transport=websocket", b"EIO=5&transport=websocket"])
+    async def test_one_whose_peer_is_gone_before_its_answer(self, query: bytes) -> None:
+        """Neither the acceptance nor the refusal can be sent, and the application does not fail by it."""
+
+        async def send(message: Any) -> None:
+            raise OSError("gone")
+
+        api = Brightsocket()
+        exchange = WebSocketExchange(query_string=query)
+        async with api.running():
+            await api(exchange.scope, exchange.receive, send)
 
     async def test_the_wrapped_application_s(self) -> None:
         exchange = WebSocketExchange("/chat")
