@@ -288,7 +288,7 @@ class _Peer:
         automaton = self.session.automaton
         if self.session.ending is not None or automaton.stay(namespace) is Stay.ENDED:
             return
-        if not visit.core.accepted and visit.refusal is not None:
+        if visit.refusal is not None and automaton.stay(namespace) is not Stay.ACTIVE:
             self._refuse(namespace, visit.refusal)
             return
         assert visit.core.ended is not None

@@ -763,9 +763,10 @@ def _explained(data: list[Any]) -> Explained:
 def _rejected(namespace: str, data: Any) -> Rejected:
     if isinstance(data, str):
         return Rejected(namespace, data)
-    return Rejected(
-        namespace, _text([data], "message", "refused"), data.get("data") if isinstance(data, dict) else data
-    )
+    if isinstance(data, dict) and "message" in data:
+        return Rejected(namespace, _text([data], "message", "refused"), data.get("data"))
+    # servers of protocol 4 send the data without a message
+    return Rejected(namespace, "refused", data)
 
 
 def _text(values: list[Any], key: str, default: str) -> str:
