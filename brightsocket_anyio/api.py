@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, Unpack, overload
@@ -12,6 +12,7 @@ from typing import Any, TypeVar, Unpack, overload
 import anyio
 import trio_websocket
 from anyio.abc import Listener, SocketAttribute, SocketStream, TaskStatus
+from anyio.streams.stapled import MultiListener
 from anyio.streams.tls import TLSListener
 
 from .asgi import FrontDoor, Lifespan
@@ -181,7 +182,7 @@ class Brightsocket:
                 door = FrontDoor(self._settings, app, lambda: server, self.running)
                 for listener in bound:
                     server.task_group.start_soon(serve_listener, listener, door, server, self._settings)
-                task_status.started(_describe(bound, ssl_context is not None))
+                task_status.started(_describe(bound))
                 await anyio.sleep_forever()
         finally:
             for listener in bound:
@@ -222,19 +223,26 @@ async def _bind(
     return listener if ssl_context is None else TLSListener(listener, ssl_context, standard_compatible=False)
 
 
-def _describe(listeners: Sequence[Listener[Any]], tls: bool) -> Bound:
+def _describe(listeners: Sequence[Listener[Any]]) -> Bound:
     addresses: list[tuple[str, int] | str] = []
-    for listener in listeners:
-        for each in getattr(listener, "listeners", (listener,)):
-            address = each.extra(SocketAttribute.local_address, None)  # noqa: S610 (Django's is another)
-            if isinstance(address, tuple):
-                addresses.append((address[0], address[1]))
-            elif address is not None:
-                addresses.append(str(address))
     url = ""
-    for address in addresses:
+    for listener, tls in _sockets(listeners, False):
+        address = listener.extra(SocketAttribute.local_address, None)  # noqa: S610 (Django's is another)
         if isinstance(address, tuple):
-            host = f"[{address[0]}]" if ":" in address[0] else address[0]
-            url = f"{'https' if tls else 'http'}://{host}:{address[1]}"
-            break
+            host, port = address[0], address[1]
+            addresses.append((host, port))
+            url = url or f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+        elif address is not None:
+            addresses.append(str(address))
     return Bound(tuple(addresses), url)
+
+
+def _sockets(listeners: Sequence[Listener[Any]], tls: bool) -> Iterator[tuple[Listener[Any], bool]]:
+    """The sockets' own listeners below these, and whether they are served by TLS."""
+    for listener in listeners:
+        if isinstance(listener, MultiListener):
+            yield from _sockets(listener.listeners, tls)
+        elif isinstance(listener, TLSListener):
+            yield from _sockets([listener.listener], True)
+        else:
+            yield listener, tls

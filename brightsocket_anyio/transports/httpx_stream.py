@@ -67,7 +67,7 @@ async def connect_websocket(
         # what HTTP/2 makes of the handshake's headers
         raise HandshakeError(f"{where}: {_NEEDS_HTTP_1} ({exc})") from exc
     except httpx.HTTPError as exc:
-        raise HandshakeError(f"cannot connect to {where}: {str(exc) or type(exc).__name__}") from exc
+        raise HandshakeError(f"cannot connect to {where}: {_reason(exc)}") from exc
     try:
         network = await _check(response, handshake, where)
     except BaseException:
@@ -75,6 +75,16 @@ async def connect_websocket(
             await response.aclose()
         raise
     return WebSocket(HttpxStream(response, network), open_core(handshake, settings), settings)
+
+
+def _reason(exc: BaseException) -> str:
+    """What went wrong, in the words of the first exception on the way down to the cause that has any."""
+    below: BaseException | None = exc
+    while below is not None:
+        if text := str(below):
+            return text
+        below = below.__cause__ or below.__context__
+    return type(exc).__name__
 
 
 async def _check(response: httpx.Response, handshake: ClientProtocol, where: str) -> httpcore.AsyncNetworkStream:
