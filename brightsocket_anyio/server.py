@@ -413,7 +413,9 @@ class Server(AsyncContextManagerMixin):
         for session in list(self.sessions.values()):
             session.end("server shutting down", "the server is shutting down")
         while self.sessions:
-            self._empty = anyio.Event()
+            # two may wait: the host's call of Brightsocket.drain, and the end of the run itself
+            if self._empty.is_set():
+                self._empty = anyio.Event()
             await self._empty.wait()
         self.drained.set()
 

@@ -80,7 +80,7 @@ async def connect_websocket(
 def _reason(exc: BaseException) -> str:
     """What went wrong, in the words of the first exception on the way down to the cause that has any."""
     below: BaseException | None = exc
-    while below is not None:
+    while isinstance(below, Exception) and not isinstance(below, TimeoutError | httpx.TimeoutException):
         if text := str(below):
             return text
         below = below.__cause__ or below.__context__
