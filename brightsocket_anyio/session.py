@@ -276,6 +276,8 @@ class Session:
             self.automaton.close()
             self.closed = True
             self._outbox.close()
+            if self._offer is not None:
+                self._offer.cancel()
             with anyio.CancelScope(deadline=deadline, shield=True):
                 await self.transport.aclose(_CLOSE_CODES.get(cause.code, 1000))
             self._over.set()
