@@ -18,7 +18,8 @@ from .test_flood import polling_on
 
 #: more than what the server's end may take at all: grace and close_timeout
 CLOSE_TIMEOUT = 5
-NEWS = 500
+#: fewer than a buffer holds, so that nobody is too slow for them
+NEWS = 200
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,318 @@
+"""Cancelled at each checkpoint in turn, an operation is done or it is not; nothing is left, and what follows works."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager
+from types import coroutine
+from typing import Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from brightsocket_anyio import Brightsocket, Client, Connection, open_client
+
+from ..support import census, serving_in_memory, until
+
+#: more checkpoints than any operation here has
+MANY = 60
+
+
+class Cancelling:
+    """Runs an operation in a cancel scope, which it cancels when the operation waits for the n-th time.
+
+    :ivar waits: how often the operation has waited.
+    """
+
+    def __init__(self, at: int) -> None:
+        self._at = at
+        self.waits = 0
+        self.result: Any = None
+        self.completed = False
+
+    async def run(self, operation: Callable[[], Awaitable[Any]]) -> None:
+        with anyio.CancelScope() as scope:
+            self.result = await self._drive(operation(), scope)
+            self.completed = True
+
+    @coroutine
+    def _drive(self, awaitable: Awaitable[Any], scope: anyio.CancelScope) -> Generator[Any, Any, Any]:
+        steps = awaitable.__await__()
+        value: Any = None
+        error: BaseException | None = None
+        while True:
+            try:
+                wanted = steps.send(value) if error is None else steps.throw(error)
+            except StopIteration as exc:
+                return exc.value
+            value = error = None
+            self.waits += 1
+            if self.waits == self._at:
+                scope.cancel()
+            try:
+                value = yield wanted
+            except BaseException as exc:
+                error = exc
+
+
+class Place:
+    """A server, and what its channel has seen."""
+
+    def __init__(self) -> None:
+        self.api = Brightsocket(close_timeout=1)
+        self.seen: list[Any] = []
+        self.api.connect("WORK", self._work)
+
+    async def _work(self, connection: Connection) -> None:
+        @connection.on("SEEN")
+        def seen(*values: Any) -> None:
+            self.seen.append(values)
+
+        @connection.on("ECHO")
+        async def echo(value: Any) -> Any:
+            await checkpoint()
+            return value
+
+        @connection.on("TELL")
+        async def tell(value: Any) -> None:
+            await connection.send("TOLD", value)
+
+    @asynccontextmanager
+    async def client(self) -> AsyncGenerator[Client]:
+        async with (
+            serving_in_memory(self.api) as listener,
+            listener.http() as http,
+            open_client("http://memory", http=http, close_timeout=1) as client,
+        ):
+            yield client
+
+    async def works(self, client: Client) -> None:
+        """The client can be used, on the channel that it is on or on a new one, and nobody else is connected."""
+        with anyio.fail_after(5):
+            connection = client.connection or await client.connect("WORK")
+            assert await connection.call("ECHO", "still") == "still"
+            await until(lambda: len(self.api.pool) == 1)
+
+
+async def at_each_checkpoint(act: Callable[[int], Awaitable[bool]]) -> None:
+    """Act, with a cancellation at the first checkpoint, the second, and so on, until it completes without one.
+
+    :param act: says whether the operation had fewer checkpoints than that.
+    """
+    before = None
+    for at in range(1, MANY):
+        through = await act(at)
+        counts = census()
+        # the first round leaves behind what is made once and kept
+        before = counts if before is None else before
+        assert not counts - before, f"left behind by a cancellation at checkpoint {at}"
+        if through:
+            return
+    raise AssertionError("too many checkpoints")
+
+
+async def test_connect() -> None:
+    place = Place()
+
+    async def act(at: int) -> bool:
+        cancelling = Cancelling(at)
+        async with place.client() as client:
+            await cancelling.run(lambda: client.connect("WORK"))
+            assert (client.connection is None) is not cancelling.completed
+            await place.works(client)
+        await until(lambda: len(place.api.pool) == 0)
+        return cancelling.waits < at
+
+    await at_each_checkpoint(act)
+
+
+async def test_connect_as_a_switch() -> None:
+    place = Place()
+
+    async def act(at: int) -> bool:
+        cancelling = Cancelling(at)
+        async with place.client() as client:
+            old = await client.connect("WORK")
+            await cancelling.run(lambda: client.connect("WORK"))
+            assert (client.connection is None) is not cancelling.completed
+            with pytest.raises(anyio.ClosedResourceError):
+                await old.send("SEEN")
+            await place.works(client)
+        await until(lambda: len(place.api.pool) == 0)
+        return cancelling.waits < at
+
+    await at_each_checkpoint(act)
+
+
+@pytest.mark.parametrize("payload", [["text"], [b"one", {"and": b"another"}]], ids=["text", "binary"])
+async def test_send(payload: list[Any]) -> None:
+    """The message is seen whole, or not at all; the ones before and after it are not touched."""
+    place = Place()
+
+    async def act(at: int) -> bool:
+        cancelling = Cancelling(at)
+        place.seen.clear()
+        async with place.client() as client:
+            connection = await client.connect("WORK")
+            await connection.send("SEEN", "before")
+            await cancelling.run(lambda: connection.send("SEEN", *payload))
+            await connection.send("SEEN", "after")
+            await until(lambda: place.seen[-1:] == [("after",)])
+            middle = [tuple(payload)] if cancelling.completed else []
+            assert place.seen in ([("before",), *middle, ("after",)], [("before",), tuple(payload), ("after",)])
+            await place.works(client)
+        return cancelling.waits < at
+
+    await at_each_checkpoint(act)
+
+
+@pytest.mark.mock_clock
+async def test_send_while_the_buffer_is_full() -> None:
+    """Cancelled at each of the moments of waiting for room, messages of several packets stay whole and in order."""
+    api = Brightsocket(max_buffered_messages=1, stall_timeout=1000)
+    seen: list[Any] = []
+    gate = anyio.Event()
+
+    @api.connect("WORK")
+    async def work(connection: Connection) -> None:
+        @connection.on("SEEN")
+        async def note(number: int, data: bytes) -> None:
+            await gate.wait()
+            seen.append((number, data))
+
+    async with (
+        serving_in_memory(api, capacity=1) as listener,
+        listener.http() as http,
+        open_client("http://memory", http=http, max_buffered_messages=1) as client,
+    ):
+        connection = await client.connect("WORK")
+        sent: list[int] = []
+        for number in range(100):
+            with anyio.move_on_after(0.001 * (number % 3)):
+                await connection.send("SEEN", number, b"%d" % number)
+                sent.append(number)
+        # some were held back, and given up
+        assert 1 < len(sent) < 100
+        gate.set()
+        await connection.send("SEEN", 100, b"100")
+        await until(lambda: seen and seen[-1][0] == 100)
+        assert seen == [(number, b"%d" % number) for number in [*sent, 100]]
+
+
+async def test_call() -> None:
+    place = Place()
+
+    async def act(at: int) -> bool:
+        cancelling = Cancelling(at)
+        async with place.client() as client:
+            connection = await client.connect("WORK")
+            await cancelling.run(lambda: connection.call("ECHO", 1))
+            if cancelling.completed:
+                assert cancelling.result == 1
+            # the next call gets its own answer, and no call is kept
+            assert await connection.call("ECHO", 2) == 2
+            assert not connection._core.calling
+            await place.works(client)
+        return cancelling.waits < at
+
+    await at_each_checkpoint(act)
+
+
+@pytest.mark.parametrize("waiting", [False, True], ids=["something-there", "nothing-there"])
+async def test_receive(waiting: bool) -> None:
+    """What a cancelled receive has not returned is still there, for the next one."""
+    place = Place()
+
+    async def act(at: int) -> bool:
+        cancelling = Cancelling(at)
+        async with place.client() as client:
+            connection = await client.connect("WORK")
+            async with connection.receive("TOLD") as told:
+                await connection.send("TELL", 1)
+                await connection.send("TELL", 2)
+                if not waiting:
+                    await connection.call("ECHO", 0)
+                await cancelling.run(told.receive)
+                received = [cancelling.result] if cancelling.completed else []
+                with anyio.fail_after(5):
+                    while len(received) < 2:
+                        received.append(await told.receive())
+                assert received == [1, 2]
+            await place.works(client)
+        return cancelling.waits < at
+
+    await at_each_checkpoint(act)
+
+
+async def test_aclose_of_a_stream() -> None:
+    """Cancelled or not, the stream is closed, and what it had not handed out waits for the next one."""
+    place = Place()
+
+    async def act(at: int) -> bool:
+        cancelling = Cancelling(at)
+        async with place.client() as client:
+            connection = await client.connect("WORK")
+            first = connection.receive("TOLD")
+            await connection.call("TELL", 1)
+            await cancelling.run(first.aclose)
+            with pytest.raises(anyio.ClosedResourceError):
+                await first.receive()
+            async with connection.receive("TOLD") as second:
+                with anyio.fail_after(5):
+                    assert await second.receive() == 1
+            await place.works(client)
+        return cancelling.waits < at
+
+    await at_each_checkpoint(act)
+
+
+async def _aclose(client: Client, connection: Connection) -> None:
+    await connection.aclose()
+
+
+async def _disconnect(client: Client, connection: Connection) -> None:
+    await client.disconnect()
+
+
+@pytest.mark.parametrize("leave", [_aclose, _disconnect])
+async def test_leaving(leave: Callable[[Client, Connection], Awaitable[None]]) -> None:
+    """A cancelled end is an end: what was sent before it arrives, and the client can go elsewhere."""
+    place = Place()
+
+    async def act(at: int) -> bool:
+        cancelling = Cancelling(at)
+        place.seen.clear()
+        async with place.client() as client:
+            connection = await client.connect("WORK")
+            await connection.send("SEEN", "before")
+            await cancelling.run(lambda: leave(client, connection))
+            with pytest.raises(anyio.ClosedResourceError):
+                await connection.send("SEEN", "after")
+            assert client.connection is None
+            await until(lambda: len(place.api.pool) == 0)
+            assert place.seen == [("before",)]
+            await place.works(client)
+        return cancelling.waits < at
+
+    await at_each_checkpoint(act)
+
+
+async def test_open_client_itself() -> None:
+    """Cancelled anywhere from its opening to its end, the client is gone, and the server knows."""
+    place = Place()
+
+    async def act(at: int) -> bool:
+        cancelling = Cancelling(at)
+        async with serving_in_memory(place.api) as listener, listener.http() as http:
+
+            async def operation() -> None:
+                async with open_client("http://memory", http=http) as client:
+                    connection = await client.connect("WORK")
+                    assert await connection.call("ECHO", 1) == 1
+
+            await cancelling.run(operation)
+            await until(lambda: len(place.api.pool) == 0)
+        return cancelling.waits < at
+
+    await at_each_checkpoint(act)
