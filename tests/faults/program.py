@@ -15,6 +15,8 @@ from anyio.lowlevel import checkpoint
 
 from brightsocket_anyio import Bound, Brightsocket, Connection
 
+from ..support import census
+
 
 class Program:
     """The API, and what its channels count."""
@@ -58,6 +60,10 @@ class Program:
                 "members": len(self.api.pool),
                 "dropped": self.api.pool.dropped,
             }
+
+        @connection.on("CENSUS")
+        def count() -> dict[str, int]:
+            return dict(census())
 
         @connection.on("OPEN_GATE")
         def open_gate() -> None:
