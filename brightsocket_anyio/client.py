@@ -71,7 +71,10 @@ async def open_client(
                 try:
                     yield client
                 finally:
-                    await client.disconnect()
+                    # shielded, or else a cancellation would take the place of what the body raised; it ends the
+                    # connection's own tasks all the same
+                    with anyio.CancelScope(shield=True):
+                        await client.disconnect()
                 task_group.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             error = _sole(group)
