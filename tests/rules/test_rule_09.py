@@ -215,9 +215,8 @@ class TestArity:
         async with serving(api) as bound, identified(bound, "WORK") as peer:
             for name in ("NONE", "ONE", "TWO", "DEFAULT", "ALL"):
                 for args in ((), (0,), (1, 2), (1, 2, 3)):
-                    count = len(seen) + 1
-                    await peer.event(name, *args)
-                    await until(lambda count=count: len(seen) == count)
+                    await peer.event(name, *args, id=len(seen))
+                    await peer.receive()
             await peer.event("OVER", id=1)
             await peer.expect('431["over"]')
         assert seen[0:4] == [()] * 4

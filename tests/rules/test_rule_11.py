@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from brightsocket_anyio import BrightsocketError, Brightsocket, Connection, ConnectionLost, Refused, open_client
+from brightsocket_anyio import Brightsocket, BrightsocketError, Connection, ConnectionLost, Refused, open_client
 
 from ..support import PATIENCE, identified, serving, until
 
@@ -41,11 +41,15 @@ def _api() -> Brightsocket:
 class TestOpenClient:
     async def test_an_exception_of_the_body_comes_out_as_itself(self) -> None:
         error = LookupError("mine")
+
+        async def body(url: str) -> None:
+            async with open_client(url) as client:
+                await client.connect("WORK")
+                raise error
+
         async with serving(_api()) as bound:
             with pytest.raises(LookupError) as caught:
-                async with open_client(bound.url) as client:
-                    await client.connect("WORK")
-                    raise error
+                await body(bound.url)
         assert caught.value is error
         assert caught.value.__context__ is None
         assert caught.value.__cause__ is None
@@ -53,47 +57,50 @@ class TestOpenClient:
     @pytest.mark.parametrize("where", ["client", "connection"])
     async def test_an_exception_of_a_handler_comes_out_as_itself(self, where: str) -> None:
         error = LookupError("mine")
+
+        async def body(url: str) -> None:
+            async with open_client(url) as client:
+                if where == "client":
+                    client.on("HELLO")(_raiser(error))
+                connection = await client.connect("WORK")
+                if where == "connection":
+                    connection.on("HELLO")(_raiser(error))
+                await anyio.sleep_forever()
+
         async with serving(_api()) as bound:
             with pytest.raises(LookupError) as caught, anyio.fail_after(PATIENCE):
-                async with open_client(bound.url) as client:
-                    if where == "client":
-
-                        @client.on("HELLO")
-                        async def fail() -> None:
-                            raise error
-
-                    connection = await client.connect("WORK")
-                    if where == "connection":
-                        connection.on("HELLO")(_raiser(error))
-                    await anyio.sleep_forever()
+                await body(bound.url)
         assert caught.value is error
         assert not isinstance(caught.value.__context__, BaseExceptionGroup)
 
     async def test_an_exception_of_a_filter_comes_out_as_itself(self) -> None:
         error = LookupError("mine")
+
+        async def body(url: str) -> None:
+            async with open_client(url) as client:
+                connection = await client.connect("WORK")
+                connection.add_filter(_raiser(error))
+                connection.on("HELLO")(_raiser(AssertionError("the filter has failed")))
+                await anyio.sleep_forever()
+
         async with serving(_api()) as bound:
             with pytest.raises(LookupError) as caught, anyio.fail_after(PATIENCE):
-                async with open_client(bound.url) as client:
-                    connection = await client.connect("WORK")
-                    connection.add_filter(_raiser(error))
-                    connection.on("HELLO")(lambda: None)
-                    await anyio.sleep_forever()
+                await body(bound.url)
         assert caught.value is error
 
     async def test_two_exceptions_come_out_as_a_group(self) -> None:
+        async def body(url: str) -> None:
+            async with open_client(url) as client:
+                client.on("HELLO")(_raiser(LookupError("a handler's")))
+                await client.connect("WORK")
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    raise ArithmeticError("the body's")
+
         async with serving(_api()) as bound:
             with pytest.raises(BaseExceptionGroup) as caught, anyio.fail_after(PATIENCE):
-                async with open_client(bound.url) as client:
-
-                    @client.on("HELLO")
-                    async def fail() -> None:
-                        raise LookupError("a handler's")
-
-                    await client.connect("WORK")
-                    try:
-                        await anyio.sleep_forever()
-                    finally:
-                        raise ArithmeticError("the body's")
+                await body(bound.url)
         leaves = caught.value
         assert leaves.subgroup(LookupError) is not None
         assert leaves.subgroup(ArithmeticError) is not None
