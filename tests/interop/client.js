@@ -1,7 +1,7 @@
 'use strict';
 /**
- * The scenarios' client, on the original: `node client.js URL SCENARIO`. Prints a JSON line for each thing that it sees, and
- * exits when the scenario has come to its end.
+ * The scenarios' client, on the original: `node client.js URL SCENARIO`. Prints a JSON line for each thing that it sees;
+ * once it has disconnected at the scenario's end nothing is left to do, so Node exits.
  */
 require('./generation');
 const brightsocket = require('brightsocket.io-client').default;
@@ -10,11 +10,7 @@ const [url, scenario] = process.argv.slice(2);
 const socket = brightsocket(url);
 const see = (...what) => console.log(JSON.stringify(what));
 
-function finish() {
-  socket.disconnect();
-  // disconnect() of a polling client has a last request under way
-  setTimeout(() => process.exit(0), 50);
-}
+const finish = () => socket.disconnect();
 
 const scenarios = {
   identify() {
@@ -103,6 +99,29 @@ const scenarios = {
         socket.send('MESSAGE');
       });
     });
+  },
+
+  upgrade() {
+    // echoes go back and forth while the transport changes; none may be lost, doubled or out of order
+    const transport = socket.socket.io.engine;
+    const numbers = [];
+    let upgraded = false;
+    let last;
+    transport.once('upgrade', () => { upgraded = true; });
+    socket.receive('MESSAGE', ({ number }) => {
+      numbers.push(number);
+      if (number === last) {
+        see('in order', numbers.every((each, index) => each === index));
+        see('transport', transport.transport.name);
+        finish();
+        return;
+      }
+      if (upgraded && last === undefined) {
+        last = number + 10;
+      }
+      socket.send('MESSAGE', { number: number + 1 });
+    });
+    socket.connect('ECHO', () => socket.send('MESSAGE', { number: 0 }));
   },
 
   disconnect() {

@@ -210,6 +210,8 @@ def scenario_api() -> tuple[Brightsocket, Lines]:
 async def play(client: Client, scenario: str) -> Lines:
     """client.js in Python: one scenario; returns the lines that it sees."""
     lines: Lines = []
+    # what came right behind IDENTIFIED may be handled before the task that called connect goes on
+    identified = anyio.Event()
     finished = anyio.Event()
 
     def see(*what: Any) -> None:
@@ -255,6 +257,7 @@ async def play(client: Client, scenario: str) -> Lines:
 
             @client.on("LOGGED_IN")
             async def logged_in(login: dict[str, str]) -> None:
+                await identified.wait()
                 see("LOGGED_IN", login)
                 connection = await client.connect(login["userType"], {"token": login["token"]})
                 see("identified", login["userType"])
@@ -265,14 +268,15 @@ async def play(client: Client, scenario: str) -> Lines:
                 see("YOU_ARE", name)
                 finished.set()
 
-            # the server's LOGGED_IN may be handled before this task goes on
-            see("identified", "GUEST")
             await client.connect("GUEST", {"username": "ada", "password": "lovelace"})
+            see("identified", "GUEST")
+            identified.set()
             await finished.wait()
         case "reidentify":
 
             @client.on("NEEDS_REIDENTIFY")
             async def needs_reidentify(channel: str) -> None:
+                await identified.wait()
                 see("NEEDS_REIDENTIFY", channel)
                 connection = await client.connect(channel)
                 await connection.send("MESSAGE")
@@ -282,8 +286,9 @@ async def play(client: Client, scenario: str) -> Lines:
                 see("REIDENTIFIED")
                 finished.set()
 
-            see("identified", "USER1")
             await client.connect("USER1")
+            see("identified", "USER1")
+            identified.set()
             await finished.wait()
         case "disconnect":
             await client.connect("LEAVING")

@@ -8,7 +8,7 @@ const readline = require('readline');
 
 const scenarios = [
   'identify', 'identity', 'send_and_receive', 'filter', 'filter_of_two_receivers', 'extends', 'login', 'reidentify',
-  'disconnect',
+  'upgrade', 'disconnect',
 ];
 
 function start(file, generation, ...args) {

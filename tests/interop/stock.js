@@ -1,7 +1,7 @@
 'use strict';
 /**
- * A stock client: `SOCKETIO=4 node stock.js URL`. Goes through what stock clients do, one thing after the other, and prints a JSON
- * line for each thing that it sees.
+ * A stock client: `SOCKETIO=4 node stock.js URL`. Goes through what stock clients do, one thing after the other, and prints
+ * a JSON line for each thing that it sees; once its sockets are closed nothing is left to do, so Node exits.
  */
 const generation = process.env.SOCKETIO;
 const io = require(`socket.io-client-${generation}`);
@@ -23,6 +23,8 @@ const call = (socket, ...args) => new Promise((resolve) => { socket.emit(...args
 
 async function main() {
   const chat = open('/chat', { name: 'Ada' });
+  const { engine } = chat.io;
+  const upgraded = transports.length > 1 && event(engine, 'upgrade');
   await event(chat, 'connect');
   see('connected to /chat');
 
@@ -35,6 +37,12 @@ async function main() {
 
   const [bytes, more] = await call(chat, 'REVERSE', { bytes: Buffer.from([1, 2, 3]) }, Buffer.from([4, 5]));
   see('bytes', Buffer.from(bytes.bytes).toString('hex'), Buffer.from(more).toString('hex'));
+
+  // all of that may have been polled; what follows comes by the transport that the client settles on
+  await upgraded;
+  see('transport', engine.transport.name);
+  const [again] = await call(chat, 'REVERSE', { bytes: Buffer.from([6, 7]) }, Buffer.alloc(0));
+  see('bytes', Buffer.from(again.bytes).toString('hex'));
 
   // a second namespace on the same session
   const news = open('/news', {});
@@ -65,4 +73,4 @@ async function main() {
   [secret, unknown].forEach((socket) => socket.disconnect());
 }
 
-main().then(() => setTimeout(() => process.exit(0), 50));
+main();

@@ -19,3 +19,17 @@ async def test_scenario(scenario: str, generation: str) -> None:
                 lines = await play(client, scenario)
             assert lines == wanted["client"]
             assert await server.rest() == wanted["server"]
+
+
+@pytest.mark.parametrize("generation", ["1", "2"], ids=["socket.io 1.7.4", "socket.io 2.5.0"])
+async def test_payloads_that_javascript_takes_for_false(generation: str) -> None:
+    """Ours on purpose: the original's client sends them without a payload."""
+    async with original_server(generation) as server:
+        with anyio.fail_after(PATIENCE):
+            async with open_client(server.url, eio=3) as client:
+                connection = await client.connect("ECHO")
+                async with connection.receive("MESSAGE") as messages:
+                    for payload in (0, "", False, None):
+                        await connection.send("MESSAGE", payload)
+                        echoed = await messages.receive()
+                        assert (type(echoed), echoed) == (type(payload), payload)

@@ -8,8 +8,8 @@ import anyio
 import pytest
 
 from brightsocket_anyio import Brightsocket, Connection, Refused
-from tests.interop.peers import PATIENCE, Lines, run_node
-from tests.support import serving
+from tests.interop.peers import Lines, run_node
+from tests.support import serving, until
 
 
 def api_and_lines() -> tuple[Brightsocket, Lines]:
@@ -79,9 +79,7 @@ async def test_stock_client(generation: str, transports: str) -> None:
     api, lines = api_and_lines()
     async with serving(api) as bound:
         seen = await run_node("stock.js", bound.url, generation=generation, transports=transports)
-        with anyio.fail_after(PATIENCE):
-            while len(api.pool):
-                await anyio.wait_all_tasks_blocked()
+        await until(lambda: len(api.pool) == 0)
     refusal = ["refused", "wrong password", {"tries": 2}]
     if generation != "4":
         # protocol 4's ERROR carries one value: the data where there is some
@@ -92,6 +90,8 @@ async def test_stock_client(generation: str, transports: str) -> None:
         ["empty answer"],
         ["told", ["the answer", "is", 42]],
         ["bytes", "030201", "0504"],
+        ["transport", transports.split(",")[-1]],
+        ["bytes", "0706"],
         ["news", "all is well"],
         refusal,
         ["refused", "Invalid namespace"],
@@ -100,4 +100,4 @@ async def test_stock_client(generation: str, transports: str) -> None:
         ["plain", "to the main namespace"],
         ["plain answer", "Zürich 🚀"],
     ]
-    assert lines == [["/chat", {"name": "Ada"}], ["bytes", "010203", "0405"], ["/chat left"]]
+    assert lines == [["/chat", {"name": "Ada"}], ["bytes", "010203", "0405"], ["bytes", "0607", ""], ["/chat left"]]
