@@ -219,10 +219,10 @@ class Raw:
         await anyio.aclose_forcefully(self.stream)
 
     async def _flush(self) -> None:
-        async with self._writing:
-            for data in self.protocol.data_to_send():
-                if data:
-                    await self.stream.send(data)
+        # a reader that has nothing to write must not wait for a writer that waits for the peer
+        if data := b"".join(self.protocol.data_to_send()):
+            async with self._writing:
+                await self.stream.send(data)
 
     async def _read(self) -> None:
         try:
