@@ -107,11 +107,13 @@ def test_the_slowest_receiver_of_an_action_holds_back_the_others(box: Box) -> No
     assert (quick.values, slow.values) == ([1, 2], [2])
 
 
-def test_a_full_receiver_fills_its_lane_and_then_the_inbox_is_full(box: Box) -> None:
+def test_a_full_receiver_fills_its_lane_and_then_the_inbox_is_full_until_it_is_half_empty(box: Box) -> None:
     receiver = box.attach("A")
     box.add("A", 1, 2, 3, 4)
     assert not box.inbox.full
     box.add("A", 5)
+    assert box.inbox.full
+    receiver.take()
     assert box.inbox.full
     receiver.take()
     assert not box.inbox.full
@@ -298,10 +300,11 @@ def test_a_filtered_item_is_not_filtered_again_when_it_comes_back(box: Box) -> N
     assert box.filtering == []
 
 
-def test_the_inbox_may_no_longer_be_full_when_filters_take_an_item(box: Box) -> None:
+def test_the_inbox_may_no_longer_be_full_when_filters_take_an_item() -> None:
+    box = Box(max_items=1)
     box.inbox.filtering = True
     box.attach("A")
-    box.add("A", 1, 2, 3)
+    box.add("A", 1)
     assert box.inbox.full
     changes = box.changes
     box.inbox.take(box.filtering.pop())
@@ -344,14 +347,14 @@ def test_what_filters_hold_keeps_its_place_when_the_last_receiver_goes_meanwhile
     box.inbox.filtering = True
     receiver = box.attach("A")
     box.add("A", 1, 2)
-    for _ in range(2):
-        lane = box.filtering.pop()
-        item = box.inbox.take(lane)
-        assert item is not None
-        if item.args == (2,):
-            break
-        box.inbox.hand_on(lane, item)
-        box.inbox.done(lane)
+    lane = box.filtering.pop()
+    item = box.inbox.take(lane)
+    assert item is not None
+    box.inbox.hand_on(lane, item)
+    box.inbox.done(lane)
+    lane = box.filtering.pop()
+    item = box.inbox.take(lane)
+    assert item is not None
     box.add("A", 3)
     box.inbox.detach(receiver)
     box.inbox.hand_on(lane, item)

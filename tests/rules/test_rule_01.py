@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -13,7 +15,7 @@ import pytest
 from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint
 
-from brightsocket_anyio import Brightsocket, ConnectionLost, Refused, open_client
+from brightsocket_anyio import Brightsocket, Connection, ConnectionLost, Refused, open_client
 
 from ..support import (
     PATIENCE,
@@ -38,7 +40,7 @@ class Workload:
     def __init__(self, **settings: Any) -> None:
         self.api = Brightsocket(**settings)
         self.running: Counter[str] = Counter()
-        self.connections: list[Any] = []
+        self.connections: list[Connection] = []
         self.api.connect("WORK", self._channel)
 
     async def _linger(self, what: str) -> None:
@@ -52,7 +54,7 @@ class Workload:
                     await checkpoint()
             self.running[what] -= 1
 
-    async def _channel(self, connection: Any) -> None:
+    async def _channel(self, connection: Connection) -> None:
         self.connections.append(connection)
 
         @connection.on("HANDLE")
@@ -497,9 +499,6 @@ async def test_a_client_notices_that_its_server_is_half_open(eio: Any) -> None:
 
 
 def _switching(key: bytes) -> bytes:
-    import base64
-    import hashlib
-
     accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
     return (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

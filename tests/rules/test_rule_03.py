@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -69,13 +70,16 @@ async def test_bases_run_first_each_started_when_the_one_before_it_has_settled()
         await go[name].wait()
         log.append(f"{name} returns")
 
+    def began(name: str) -> bool:
+        return log[-1:] == [f"{name} begins"]
+
     api.connect("FIRST", (), lambda: step("FIRST"))
     api.connect("SECOND", (), lambda: step("SECOND"))
     api.connect("LAST", ["FIRST", "SECOND"], lambda: step("LAST"))
     async with serving(api) as bound, joined(bound) as peer:
         await peer.identify("LAST")
         for number, name in enumerate(go):
-            await until(lambda name=name: log[-1:] == [f"{name} begins"])
+            await until(partial(began, name))
             assert len(log) == 2 * number + 1
             assert not peer.messages
             go[name].set()

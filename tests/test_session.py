@@ -1,0 +1,172 @@
+"""A session's outgoing buffer, and what a session does with a transport that the test drives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from brightsocket_anyio import Brightsocket, Connection
+from brightsocket_anyio.protocol.engineio import Packet, PacketType
+from brightsocket_anyio.protocol.state import Unit
+from brightsocket_anyio.session import Outbox
+
+from .support import PATIENCE, identified, serving_in_memory
+
+
+def unit(text: str) -> Unit:
+    return (Packet(PacketType.MESSAGE, text),)
+
+
+def texts(outbox: Outbox) -> list[Any]:
+    return [packet.data for packet in outbox.peek(1_000_000)[0]]
+
+
+def test_an_offer_is_taken_while_there_is_room_in_messages() -> None:
+    outbox = Outbox(2, 1000)
+    assert [outbox.offer(unit(text)) for text in "abc"] == [True, True, False]
+    outbox.commit(1)
+    assert outbox.offer(unit("d"))
+    assert texts(outbox) == ["b", "d"]
+
+
+def test_an_offer_is_taken_while_there_is_room_in_bytes_and_a_larger_one_alone() -> None:
+    outbox = Outbox(100, 10)
+    assert outbox.offer(unit("x" * 500))
+    assert not outbox.offer(unit("y"))
+    outbox.commit(1)
+    assert outbox.offer(unit("y"))
+    assert not outbox.offer(unit("x" * 500))
+
+
+def test_what_is_pushed_goes_in_whatever_the_bounds_which_shows() -> None:
+    outbox = Outbox(2, 1000)
+    for text in "abcd":
+        assert not outbox.overfull
+        outbox.push(unit(text))
+    assert outbox.overfull
+    assert texts(outbox) == ["a", "b", "c", "d"]
+
+
+def test_a_header_and_its_attachments_are_one_unit() -> None:
+    outbox = Outbox(100, 1_000_000)
+    outbox.push((*unit("header"), Packet(PacketType.MESSAGE, b"x" * 100)))
+    outbox.push(unit("after"))
+    packets, count = outbox.peek(10)
+    assert ([packet.data for packet in packets], count) == (["header", b"x" * 100], 1)
+
+
+def test_only_a_senders_own_units_that_have_not_been_begun_are_dropped() -> None:
+    outbox = Outbox(100, 1_000_000)
+    mine, theirs = object(), object()
+    outbox.offer(unit("begun"), mine)
+    outbox.peek(1)
+    outbox.offer(unit("theirs"), theirs)
+    outbox.offer(unit("nobody's"))
+    outbox.offer(unit("mine"), mine)
+    assert outbox.drop_oldest(mine)
+    assert not outbox.drop_oldest(mine)
+    assert texts(outbox) == ["begun", "theirs", "nobody's"]
+
+
+async def test_who_waits_for_room_gets_it_in_order_and_nobody_overtakes() -> None:
+    outbox = Outbox(1, 1000)
+    outbox.push(unit("first"))
+    sent: list[Any] = []
+    async with anyio.create_task_group() as tg:
+        for text in "abc":
+            tg.start_soon(outbox.put, unit(text))
+            await anyio.wait_all_tasks_blocked()
+        assert not outbox.offer(unit("overtakes"))
+        while not outbox.empty:
+            sent += texts(outbox)[:1]
+            outbox.commit(1)
+            await anyio.lowlevel.checkpoint()
+    assert sent == ["first", "a", "b", "c"]
+
+
+async def test_who_waits_and_is_cancelled_has_sent_nothing_and_makes_room_for_who_comes_next() -> None:
+    outbox = Outbox(10, 20)
+    outbox.push(unit("x" * 10))
+    outcomes: list[str] = []
+
+    async def put(text: str, scope: anyio.CancelScope) -> None:
+        with scope:
+            await outbox.put(unit(text))
+            outcomes.append(text)
+
+    async with anyio.create_task_group() as tg:
+        large, small = anyio.CancelScope(), anyio.CancelScope()
+        tg.start_soon(put, "y" * 15, large)
+        await anyio.wait_all_tasks_blocked()
+        tg.start_soon(put, "z", small)
+        await anyio.wait_all_tasks_blocked()
+        assert outcomes == []
+        large.cancel()
+    assert outcomes == ["z"]
+    assert texts(outbox) == ["x" * 10, "z"]
+
+
+async def test_closing_ends_the_waiting() -> None:
+    outbox = Outbox(1, 1000)
+    outbox.push(unit("first"))
+
+    async def put() -> None:
+        with pytest.raises(anyio.ClosedResourceError):
+            await outbox.put(unit("never"))
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(put)
+            await anyio.wait_all_tasks_blocked()
+            outbox.close()
+    with pytest.raises(anyio.ClosedResourceError):
+        await outbox.put(unit("never"))
+    assert not outbox.offer(unit("never"))
+    assert texts(outbox) == []
+
+
+async def test_a_send_cancelled_at_any_step_is_on_the_wire_whole_or_not_at_all() -> None:
+    """Binary messages, to a peer that reads slowly; each is cancelled after another number of checkpoints."""
+    api = Brightsocket(max_buffered_messages=2, stall_timeout=1000)
+    connections: list[Connection] = []
+    api.connect("A", (), connections.append)
+    returned: set[int] = set()
+    async with serving_in_memory(api, capacity=1) as bound, identified(bound, "A") as peer:
+        [connection] = connections
+
+        async def send(number: int, scope: anyio.CancelScope) -> None:
+            with scope:
+                await connection.send("DATA", number, bytes([number]) * 100, b"second")
+                returned.add(number)
+
+        seen: list[int] = []
+
+        async def read() -> bool:
+            header = str(await peer.receive())
+            if header == '42["LAST"]':
+                return False
+            number = int(header.split(",")[1])
+            placeholders = '{"_placeholder":true,"num":0},{"_placeholder":true,"num":1}'
+            assert header == f'452-["DATA",{number},{placeholders}]'
+            await peer.expect(bytes([number]) * 100, b"second")
+            seen.append(number)
+            return True
+
+        async with anyio.create_task_group() as tg:
+            for number in range(60):
+                scope = anyio.CancelScope()
+                tg.start_soon(send, number, scope)
+                for _ in range(number % 12):
+                    await anyio.lowlevel.checkpoint()
+                if number % 3 == 0:
+                    assert await read()
+                scope.cancel()
+            await anyio.wait_all_tasks_blocked()
+            tg.start_soon(connection.send, "LAST")
+            while await read():
+                pass
+    assert seen == sorted(set(seen)), "in order, none twice"
+    assert returned <= set(seen), "what was accepted has been sent"
