@@ -170,16 +170,21 @@ def make_api(**settings: Any) -> Brightsocket:
 
     @api.connect("WORK")
     async def work(connection: Connection) -> None:
-        connection.on("BLOCK")(anyio.sleep_forever)
+        connection.on("BLOCK")(_wait)
         connection.on("ECHO")(lambda value: value)
         async with connection.receive("NEVER") as never:
             await never.receive()
 
     @api.connect("SLOW")
     async def slow() -> None:
-        await anyio.sleep_forever()
+        await _wait()
 
     return api
+
+
+async def _wait() -> None:
+    """Wait for ever, without a timer: asyncio keeps cancelled ones, and their context, until many have gathered."""
+    await anyio.Event().wait()
 
 
 @each_eio
@@ -208,16 +213,14 @@ async def test_nothing_is_left_of_a_peer_that_vanishes(step: Step, eio: int) -> 
 
 async def _at_rest(before: Any) -> Any:
     """Wait until nothing is alive but what was before; the first time, until no session is."""
-    with anyio.fail_after(PATIENCE):
-        while True:
-            counts = census()
-            if before is None:
-                if not counts["Session"]:
-                    return counts
-            elif not counts - before:
-                return counts
+    left = census() - before if before is not None else census()
+    with anyio.move_on_after(PATIENCE):
+        while left if before is not None else left["Session"]:
             # a moment of the loop's own clock: counting is costly, and deadlines are being waited for
-            await anyio.sleep(0.01)
+            await anyio.sleep(0.02)
+            left = census() - before if before is not None else census()
+    assert before is None or not left
+    return left
 
 
 @pytest.mark.mock_clock
