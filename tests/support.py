@@ -16,7 +16,7 @@ import anyio
 import anyio.lowlevel
 import httpcore
 import httpx
-from anyio.abc import ByteStream, Listener, TaskGroup
+from anyio.abc import ByteStream, Listener, TaskGroup, TaskStatus
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
@@ -40,6 +40,12 @@ async def serving(api: Brightsocket, **options: Any) -> AsyncGenerator[Bound]:
         bound: Bound = await tg.start(lambda *, task_status: api.serve(port=0, task_status=task_status, **options))
         yield bound
         tg.cancel_scope.cancel()
+
+
+async def serve_in(api: Brightsocket, scope: anyio.CancelScope, *, task_status: TaskStatus[Bound]) -> None:
+    """Serve the API on a free port until a scope is cancelled."""
+    with scope:
+        await api.serve(port=0, task_status=task_status)
 
 
 class MemoryListener(Listener[ByteStream]):

@@ -25,6 +25,7 @@ from ..support import (
     identified,
     joined,
     raw,
+    serve_in,
     serving,
     serving_in_memory,
     until,
@@ -331,7 +332,8 @@ async def test_a_lost_clients_connection_ends_with_its_tasks() -> None:
         await connection.send("GO")
 
     async with anyio.create_task_group() as tg:
-        bound = await tg.start(_serve, api)
+        serving_scope = anyio.CancelScope()
+        bound = await tg.start(serve_in, api, serving_scope)
         async with open_client(bound.url) as client:
             connection = await client.connect("A")
 
@@ -339,17 +341,17 @@ async def test_a_lost_clients_connection_ends_with_its_tasks() -> None:
             async def go() -> None:
                 events.append("running")
                 try:
-                    await anyio.sleep_forever()
+                    await anyio.Event().wait()
                 finally:
                     events.append("cancelled")
 
             await until(lambda: events == ["running"])
             async with connection.receive("MESSAGE") as messages:
-                tg.cancel_scope.cancel()
-                with anyio.CancelScope(shield=True), anyio.fail_after(PATIENCE):
-                    with pytest.raises(ConnectionLost) as caught:
-                        await messages.receive()
-                    assert caught.value.code == "server shutting down"
+                serving_scope.cancel()
+                with anyio.fail_after(PATIENCE), pytest.raises(ConnectionLost) as caught:
+                    await messages.receive()
+                assert caught.value.code == "server shutting down"
+                with anyio.fail_after(PATIENCE):
                     await connection.aclose()
             assert events == ["running", "cancelled"]
 

@@ -10,7 +10,7 @@ from anyio.lowlevel import checkpoint
 
 from brightsocket_anyio import Brightsocket, ChannelRefused, Client, Connection, HandshakeError, Refused, open_client
 
-from ..support import PATIENCE, identified, joined, serving, until
+from ..support import PATIENCE, identified, joined, serve_in, serving, until
 
 
 class Channels:
@@ -313,14 +313,14 @@ async def test_a_client_that_is_refused_is_on_no_channel_and_says_so() -> None:
 async def test_a_client_whose_server_has_gone_is_on_no_channel() -> None:
     channels = Channels()
     async with anyio.create_task_group() as tg:
-        bound = await tg.start(lambda *, task_status: channels.api.serve(port=0, task_status=task_status))
+        serving_scope = anyio.CancelScope()
+        bound = await tg.start(serve_in, channels.api, serving_scope)
         async with open_client(bound.url) as client:
             await client.connect("GUEST")
-            tg.cancel_scope.cancel()
-            with anyio.CancelScope(shield=True), anyio.fail_after(PATIENCE):
-                with pytest.raises(HandshakeError):
-                    await client.connect("ADMIN")
-                assert client.connection is None
+            serving_scope.cancel()
+            with anyio.fail_after(PATIENCE), pytest.raises(HandshakeError):
+                await client.connect("ADMIN")
+            assert client.connection is None
 
 
 async def test_of_two_connects_at_once_the_later_wins_and_the_earlier_raises() -> None:
