@@ -25,8 +25,9 @@ logger = logging.getLogger("brightsocket_anyio")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-#: the connections in whose tasks the current code runs, the innermost last
-_inside: contextvars.ContextVar[tuple[ConnectionCore, ...]] = contextvars.ContextVar("inside", default=())
+#: marks of the connections in whose tasks the current code runs, the innermost last; marks, since a loop's timers may
+#: keep a context, and so whatever it refers to, for long after its task
+_inside: contextvars.ContextVar[tuple[object, ...]] = contextvars.ContextVar("inside", default=())
 
 
 def enclosing() -> Callable[[], None]:
@@ -255,7 +256,8 @@ class ConnectionCore:
         self._ending = anyio.Event()
         self._decided = anyio.Event()
         self._scope = anyio.CancelScope()
-        self._within = (*_inside.get(), self)
+        self._mark = object()
+        self._within = (*_inside.get(), self._mark)
         self._task_group: TaskGroup
         self._workers: Workers
         self._room = anyio.Event()
@@ -292,7 +294,7 @@ class ConnectionCore:
     @property
     def is_inside(self) -> bool:
         """Whether the current task is one of the connection's."""
-        return self in _inside.get()
+        return self._mark in _inside.get()
 
     def end(self, end: End) -> None:
         """End the connection; the first end counts. Its scope is cancelled, its streams and calls end."""
@@ -361,6 +363,8 @@ class ConnectionCore:
             self.check()
             ending = self.session.ending
             raise ConnectionLost(ending.code if ending else "transport error", "the session is over") from None
+        # it may have waited for room until after the end
+        self.check()
 
     async def wait_accepted(self) -> None:
         """Wait until the connection is accepted."""

@@ -125,7 +125,6 @@ def _visit(channels: Mapping[str, Channel], channel: Channel, steps: list[Channe
 class _Step:
     """A channel's function that runs for one connection."""
 
-    core: ConnectionCore
     channel: Channel
     settled: anyio.Event = field(default_factory=anyio.Event)
 
@@ -178,7 +177,7 @@ class _Visit:
         for channel in self._plan.steps:
             if channel.function is None:
                 continue
-            self._step = step = _Step(self.core, channel)
+            self._step = step = _Step(channel)
             self.core.start(partial(self._run_step, step))
             await step.settled.wait()
             if self.core.ended is not None:
