@@ -162,6 +162,8 @@ STAYS: Final[Mapping[Side, Mapping[Stay, Mapping[StayInput, Stay]]]] = {
             _SI.EVENT: _S.CONNECTED,
             _SI.ACK: _S.CONNECTED,
             _SI.NAME: _S.IDENTIFYING,
+            # it has named no channel in time
+            _SI.REFUSED: _S.ENDED,
             _SI.DISCONNECT: _S.ENDED,
             # socket.io 1.x and 2.x turn a client away from its main namespace after they have let it in
             _SI.CONNECT_ERROR: _S.ENDED,
