@@ -17,7 +17,8 @@ from ..support import PATIENCE, identified, serving
 
 VALUES: list[Any] = [
     0, 1, -1, 0.5, -0.0, 1e300, 2**53 - 1, -(2**53) + 1, True, False, None, "", "text", "ü\u2028\U0001f600\x00",
-    [], [[]], {}, {"": None}, [0, False, "", None, []], {"a": {"b": [1, {"c": ""}]}}, b"", b"\x00\xff", [b"a", {"b": b"b"}],
+    [], [[]], {},
+    {"": None}, [0, False, "", None, []], {"a": {"b": [1, {"c": ""}]}}, b"", b"\x00\xff", [b"a", {"b": b"b"}],
     {"_placeholder": True, "num": 0}, ["BRIGHTSOCKET:IDENTIFY"],
 ]  # fmt: skip
 
