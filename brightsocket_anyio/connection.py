@@ -301,6 +301,9 @@ class ConnectionCore:
         if self.ended is not None:
             return
         self.ended = end
+        if not self.settings.grace:
+            # first, so that a task in the scope that waits on a stream is cancelled, and does not see the stream end
+            self._scope.cancel()
         self.inbox.close(hand_on=end.code != "closed")
         for stream in self._streams:
             stream.end(end)
@@ -310,8 +313,6 @@ class ConnectionCore:
         self._ending.set()
         self._decided.set()
         self.session.wake()
-        if not self.settings.grace:
-            self._scope.cancel()
 
     def fail(self, exc: Exception) -> None:
         """A function of the connection's has failed. Having run into the connection's own end is no failure."""

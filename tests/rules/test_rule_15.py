@@ -1,0 +1,151 @@
+"""Rule 15: ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from brightsocket_anyio import Brightsocket, Connection, Refused, open_client
+
+from ..support import PATIENCE, identified, joined, serving, serving_in_memory, until
+
+
+async def test_inside_a_connections_tasks_an_end_is_cancellation() -> None:
+    api = Brightsocket()
+    seen: list[str] = []
+
+    @api.connect("WORK")
+    async def work(connection: Connection) -> None:
+        async with connection.receive("NEVER") as stream:
+            try:
+                await stream.receive()
+            except anyio.get_cancelled_exc_class():
+                seen.append("cancelled")
+                raise
+            finally:
+                seen.append("over")
+
+    async with serving(api) as bound, identified(bound, "WORK") as peer:
+        await peer.send("41")
+        await until(lambda: "over" in seen)
+    assert seen == ["cancelled", "over"]
+
+
+@pytest.mark.mock_clock
+async def test_with_grace_streams_end_first_and_cancellation_comes_after() -> None:
+    api = Brightsocket(grace=3)
+    seen: list[Any] = []
+    over = anyio.Event()
+
+    @api.connect("WORK")
+    async def work(connection: Connection) -> None:
+        async with connection.receive("NEVER") as stream:
+            with pytest.raises(anyio.EndOfStream):
+                await stream.receive()
+        began = anyio.current_time()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            seen.append(anyio.current_time() - began)
+            over.set()
+
+    async with serving_in_memory(api) as listener, identified(listener, "WORK") as peer:
+        await peer.send("41")
+        with anyio.fail_after(PATIENCE):
+            await over.wait()
+        assert seen == [3]
+
+
+async def test_aclose_flushes_what_was_accepted_and_disconnects() -> None:
+    api = Brightsocket()
+
+    @api.connect("WORK")
+    async def work(connection: Connection) -> None:
+        await connection.accept()
+        for number in range(100):
+            await connection.send("NUMBER", number)
+        await connection.aclose()
+        await anyio.sleep_forever()
+
+    async with serving(api) as bound, identified(bound, "WORK") as peer:
+        for number in range(100):
+            await peer.expect_event("NUMBER", number)
+        message = await peer.receive()
+        assert "BRIGHTSOCKET:CLOSED" in str(message)
+        await peer.expect("41")
+        assert await peer.expect_end() == 1000
+
+
+@pytest.mark.parametrize("how", ["aclose", "switch", "disconnect", "exit"])
+async def test_every_end_of_the_clients_flushes(how: str) -> None:
+    api = Brightsocket(max_buffered_messages=1000)
+    received: list[int] = []
+
+    @api.connect("WORK")
+    def work(connection: Connection) -> None:
+        connection.on("NUMBER")(received.append)
+
+    api.connect("OTHER", [], lambda: None)
+    async with serving(api) as bound:
+        async with open_client(bound.url) as client:
+            connection = await client.connect("WORK")
+            for number in range(200):
+                await connection.send("NUMBER", number)
+            if how == "aclose":
+                await connection.aclose()
+            elif how == "switch":
+                await client.connect("OTHER")
+            elif how == "disconnect":
+                await client.disconnect()
+        await until(lambda: len(received) == 200)
+    assert received == list(range(200))
+
+
+@pytest.mark.parametrize("end", ["unknown", "refused", "failed"])
+async def test_final_ends_send_disconnect_before_the_close(end: str) -> None:
+    api = Brightsocket()
+
+    @api.connect("refused")
+    def refused() -> None:
+        raise Refused("no")
+
+    @api.connect("failed")
+    async def failed(connection: Connection) -> None:
+        await connection.accept()
+        raise LookupError
+
+    async with serving(api) as bound, joined(bound) as peer:
+        await peer.identify(end)
+        assert (await peer.drain())[-1] == "41"
+
+
+@pytest.mark.mock_clock
+async def test_an_identify_timeout_is_final() -> None:
+    async with serving_in_memory(Brightsocket(identify_timeout=3)) as listener, joined(listener) as peer:
+        began = anyio.current_time()
+        assert (await peer.drain())[-1] == "41"
+        assert anyio.current_time() - began == 3
+
+
+async def test_a_drain_closes_bare() -> None:
+    api = Brightsocket()
+    api.connect("WORK", [], lambda: None)
+    async with anyio.create_task_group() as tg:
+        bound = await tg.start(lambda *, task_status: api.serve(port=0, task_status=task_status))
+        with anyio.CancelScope(shield=True):
+            async with identified(bound, "WORK") as peer:
+                tg.cancel_scope.cancel()
+                assert "41" not in await peer.drain()
+
+
+async def test_a_client_on_the_main_namespace_hears_why_it_is_turned_away() -> None:
+    """It has named no channel, where the server wants one."""
+    async with serving(Brightsocket(identify_timeout=0.05)) as bound, open_client(bound.url) as client:
+        connection = await client.connect("/")
+        with anyio.fail_after(PATIENCE):
+            async with connection.receive("NEVER") as stream:
+                with pytest.raises(anyio.BrokenResourceError) as caught:
+                    await stream.receive()
+        assert getattr(caught.value, "code", "") == "refused"
