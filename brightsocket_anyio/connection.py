@@ -309,7 +309,6 @@ class ConnectionCore:
             stream.end(end)
         for call in self._calls.values():
             call.over.set()
-        self._held.clear()
         self._ending.set()
         self._decided.set()
         self.session.wake()

@@ -45,7 +45,7 @@ class Channel:
 
     name: str
     extends: tuple[str, ...]
-    function: Callable[..., Awaitable[Any]] | None
+    function: Callable[..., Awaitable[Any]]
     label: str
     settings: Mapping[str, Any]
 
@@ -67,7 +67,7 @@ class Channels:
         self._channels: list[Channel] = []
 
     def define(
-        self, name: str, extends: Sequence[str], function: Callable[..., Any] | None, settings: Mapping[str, Any]
+        self, name: str, extends: Sequence[str], function: Callable[..., Any], settings: Mapping[str, Any]
     ) -> None:
         """Add a channel.
 
@@ -80,7 +80,7 @@ class Channels:
             raise ConfigurationError(f"a channel has no setting {', '.join(sorted(unknown))}")
         replace(self._settings, **settings)
         label = getattr(function, "__qualname__", repr(function))
-        adapted = None if function is None else adapt(function, "a channel's function")
+        adapted = adapt(function, "a channel's function")
         self._channels.append(Channel(name, tuple(extends), adapted, label, dict(settings)))
 
     def plan(self) -> dict[str, Plan]:
@@ -156,6 +156,12 @@ class _Visit:
             self._peer.leave(self)
             self.core.over.set()
 
+    @property
+    def settled(self) -> bool:
+        """Whether every function of the channel has settled."""
+        step = self._step
+        return step is not None and step.channel is self._plan.steps[-1] and step.settled.is_set()
+
     def expire(self) -> None:
         """The channel has not let the client in within the identify timeout."""
         if self._step is not None:
@@ -175,18 +181,14 @@ class _Visit:
 
     async def _enter(self) -> None:
         for channel in self._plan.steps:
-            if channel.function is None:
-                continue
             self._step = step = _Step(channel)
             self.core.start(partial(self._run_step, step))
             await step.settled.wait()
             if self.core.ended is not None:
                 return
-        self._step = None
         self._peer.accept(self)
 
     async def _run_step(self, step: _Step) -> None:
-        assert step.channel.function is not None
         token = settling.set(step)
         try:
             await step.channel.function(self.connection, self.connection.identity, self.connection.webserver)
@@ -290,6 +292,9 @@ class _Peer:
         if visit.refusal is not None and automaton.stay(namespace) is not Stay.ACTIVE:
             self._refuse(namespace, visit.refusal)
             return
+        if visit.settled and not visit.core.accepted:
+            # it was about to be let in when it closed the connection: what it sent before is sent
+            visit.core.accept([automaton.accept(namespace, anyio.current_time(), visit.core.id)])
         assert visit.core.ended is not None
         self.session.push(automaton.explain(namespace, visit.core.ended.code, visit.core.ended.reason))
         self.session.push(automaton.leave(namespace, anyio.current_time()))

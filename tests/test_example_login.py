@@ -111,7 +111,10 @@ def test_a_token_is_good_for_its_time(tokens: Tokens, later: Any) -> None:
         tokens.check(token)
 
 
-@pytest.mark.parametrize("token", [None, "", 7, "made up", ["a"], pytest.param(Tokens(60).make(ADA), id="of another key")])
+OF_ANOTHER_KEY = pytest.param(Tokens(60).make(ADA), id="of another key")
+
+
+@pytest.mark.parametrize("token", [None, "", 7, "made up", ["a"], OF_ANOTHER_KEY])
 def test_a_token_of_others_is_not_good(tokens: Tokens, token: object) -> None:
     with pytest.raises(InvalidToken):
         tokens.check(token)

@@ -149,3 +149,23 @@ async def test_a_client_on_the_main_namespace_hears_why_it_is_turned_away() -> N
                 with pytest.raises(anyio.BrokenResourceError) as caught:
                     await stream.receive()
         assert getattr(caught.value, "code", "") == "refused"
+
+
+@pytest.mark.parametrize("eio", [3, 4])
+async def test_a_function_that_sends_and_closes_at_once_has_its_sends_flushed(eio: int) -> None:
+    """It had settled, so the client was let in, and hears everything in order."""
+    api = Brightsocket()
+
+    @api.connect("BRIEF")
+    async def brief(connection: Connection) -> None:
+        await connection.send("HELLO")
+        await connection.send("BYE", 1)
+        await connection.aclose()
+
+    async with serving(api) as bound, joined(bound, eio=eio) as peer:
+        await peer.identify("BRIEF")
+        await peer.expect('42["BRIGHTSOCKET:IDENTIFIED"]', '42["HELLO"]', '42["BYE",1]')
+        await peer.expect_event("BRIGHTSOCKET:CLOSED", {"code": "closed", "reason": "this side closed the connection"})
+        await peer.expect("41")
+        assert await peer.expect_end() == 1000
+        assert len(api.pool) == 0
