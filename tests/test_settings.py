@@ -111,9 +111,9 @@ class TestChannels:
 
     def test_a_channel_has_those_of_its_bases_the_later_ones_counting(self) -> None:
         channels = Channels(Settings(max_calls=1, grace=1))
-        channels.define("A", [], None, {"max_calls": 2, "max_buffered_messages": 3})
-        channels.define("B", [], None, {"max_calls": 4})
-        channels.define("C", ["A", "B"], None, {"max_buffered_bytes": 5})
+        channels.define("A", [], print, {"max_calls": 2, "max_buffered_messages": 3})
+        channels.define("B", [], print, {"max_calls": 4})
+        channels.define("C", ["A", "B"], print, {"max_buffered_bytes": 5})
         settings = channels.plan()["C"].settings
         assert (settings.max_calls, settings.max_buffered_messages, settings.max_buffered_bytes) == (4, 3, 5)
         assert settings.grace == 1
