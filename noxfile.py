@@ -104,7 +104,8 @@ def tests(session: nox.Session) -> None:
     data = {"COVERAGE_FILE": f".coverage.{session.python}"}
     session.run("coverage", "erase", env=data)
     others = [f"--ignore={folder}" for folder in (INTEROP, BROWSER)]
-    session.run("coverage", "run", "-m", "pytest", *others, *session.posargs, env=data)
+    # a worker for each core: many tests wait for processes and deadlines
+    session.run("coverage", "run", "-m", "pytest", "--numprocesses=auto", *others, *session.posargs, env=data)
     if not session.posargs:
         session.notify("coverage")
 
