@@ -65,7 +65,7 @@ class Brightsocket:
     def __init__(self, app: ASGIApp | None = None, **settings: Unpack[SettingKeywords]) -> None:
         self._settings = Settings(**settings)
         self._app = app
-        self.pool = Pool(self._settings)
+        self.pool: Pool = Pool(self._settings)
         self._channels = Channels(self._settings)
         self._running: list[Server] = []
         self._front_door = FrontDoor(

@@ -20,7 +20,7 @@ from .transport import ASGIApp, Message, Receive, Scope, Send, WebSocketRequest
 from .transports.asgi import ASGIWebSocketRequest
 from .transports.polling import PollingTransport
 
-logger = logging.getLogger("brightsocket_anyio")
+logger: logging.Logger = logging.getLogger("brightsocket_anyio")
 
 _Headers = list[tuple[bytes, bytes]]
 

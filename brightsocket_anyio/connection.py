@@ -21,7 +21,7 @@ from .settings import Settings
 from .signature import adapt
 from .workers import Workers
 
-logger = logging.getLogger("brightsocket_anyio")
+logger: logging.Logger = logging.getLogger("brightsocket_anyio")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -235,10 +235,10 @@ class ConnectionCore:
         self.settings = settings
         self.id = id
         self.ended: End | None = None
-        self.over = anyio.Event()
-        self.accepted = False
-        self.dropped = 0
-        self.inbox = Inbox(
+        self.over: anyio.Event = anyio.Event()
+        self.accepted: bool = False
+        self.dropped: int = 0
+        self.inbox: Inbox = Inbox(
             settings.max_buffered_messages,
             settings.max_buffered_bytes,
             filter=self._filter,

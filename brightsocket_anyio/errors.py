@@ -89,4 +89,4 @@ class ConnectionLost(BrightsocketError, anyio.BrokenResourceError):
     def __init__(self, code: str, reason: str = "") -> None:
         super().__init__(f"{code}: {reason}" if reason else code)
         self.code = code
-        self.reason = reason or code
+        self.reason: str = reason or code

@@ -33,9 +33,9 @@ class Buffer:
 
     def __init__(self, max_items: int, max_size: int) -> None:
         self.items: deque[Item] = deque()
-        self.size = 0
-        self.max_items = max_items
-        self.max_size = max_size
+        self.size: int = 0
+        self.max_items: int = max_items
+        self.max_size: int = max_size
 
     def has_room(self, size: int, times: float = 1) -> bool:
         """Whether an item of ``size`` bytes fits in, the bounds taken ``times`` over."""
@@ -71,7 +71,7 @@ class Receiver(ABC):
     answers: bool = False
 
     def __init__(self, max_items: int, max_size: int) -> None:
-        self.buffer = Buffer(max_items, max_size)
+        self.buffer: Buffer = Buffer(max_items, max_size)
         self.inbox: Inbox | None = None
         self.action = ""
 
@@ -125,7 +125,7 @@ class Inbox:
         self._full: set[str] = set()
         self._order = 0
         self.filtering = False
-        self.open = False
+        self.open: bool = False
 
     @property
     def full(self) -> bool:

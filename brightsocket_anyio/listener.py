@@ -33,7 +33,7 @@ from .settings import Settings
 from .transport import Message, Receive, Scope, Send, WebSocketRequest
 from .transports.stream import READ_SIZE, STREAM_ERRORS, StreamTransport, WebSocket, open_core, send_all
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: bytes of a request's line and headers; twice what Apache takes in one header field, for large cookies
 MAX_HEAD_SIZE = 32_768

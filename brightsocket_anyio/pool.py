@@ -11,7 +11,7 @@ from .connection import Connection, ConnectionCore
 from .protocol.state import Unit, encode_action
 from .settings import Settings
 
-logger = logging.getLogger("brightsocket_anyio")
+logger: logging.Logger = logging.getLogger("brightsocket_anyio")
 
 
 class Pool:
@@ -23,7 +23,7 @@ class Pool:
     def __init__(self, settings: Settings) -> None:
         self._max_attachments = settings.max_attachments
         self._members: dict[str, tuple[Connection, ConnectionCore]] = {}
-        self.dropped = 0
+        self.dropped: int = 0
 
     def __len__(self) -> int:
         return len(self._members)

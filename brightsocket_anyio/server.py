@@ -36,7 +36,7 @@ from .settings import ChannelKeywords, Settings
 from .signature import adapt
 from .transport import Scope, Transport, WebSocketRequest
 
-logger = logging.getLogger("brightsocket_anyio")
+logger: logging.Logger = logging.getLogger("brightsocket_anyio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,13 +383,13 @@ class Server(AsyncContextManagerMixin):
     task_group: TaskGroup
 
     def __init__(self, channels: Channels, settings: Settings, pool: Pool, webserver: Any = None) -> None:
-        self.plans = channels.plan()
+        self.plans: dict[str, Plan] = channels.plan()
         self.settings = settings
         self.pool = pool
         self.webserver = webserver
         self.sessions: dict[str, Session] = {}
-        self.stopping = anyio.Event()
-        self.drained = anyio.Event()
+        self.stopping: anyio.Event = anyio.Event()
+        self.drained: anyio.Event = anyio.Event()
         self._empty = anyio.Event()
 
     @asynccontextmanager

@@ -18,7 +18,7 @@ from .protocol.state import Automaton, Ended, Event, OfferExpired, Unit
 from .settings import Settings
 from .transport import Transport
 
-logger = logging.getLogger("brightsocket_anyio")
+logger: logging.Logger = logging.getLogger("brightsocket_anyio")
 
 #: packets handed to the transport at a time: enough to fill its writes, little enough to see progress
 BATCH_BYTES = 256 * 1024
@@ -212,9 +212,9 @@ class Session:
 
     def __init__(self, automaton: Automaton, transport: Transport, settings: Settings) -> None:
         self.automaton = automaton
-        self.transport = transport
+        self.transport: Transport = transport
         self.settings = settings
-        self.closed = False
+        self.closed: bool = False
         self._sink: Sink
         self._outbox = Outbox(settings.max_buffered_messages, settings.max_buffered_bytes)
         self._cause: Ended | None = None

@@ -57,13 +57,13 @@ class Packet:
 
     def __init__(self, type: PacketType, data: str | bytes = "") -> None:
         if isinstance(data, str):
-            self.size = 1 + (len(data) if data.isascii() else len(data.encode()))
+            self.size: int = 1 + (len(data) if data.isascii() else len(data.encode()))
         elif type is PacketType.MESSAGE:
             self.size = 1 + len(data)
         else:
             raise ValueError(f"{type.name} carries text only")
-        self.type = type
-        self.data = data
+        self.type: PacketType = type
+        self.data: str | bytes = data
         self._frames: dict[Any, Any] | None = None
 
     @property

@@ -366,9 +366,9 @@ class Automaton:
         self.side = side
         self.eio: Literal[3, 4] = eio
         self.protocol: Literal[4, 5] = 5 if eio == 4 else 4
-        self.sid = sid
-        self.road = Road.OPENING
-        self.held = False
+        self.sid: str = sid
+        self.road: Road = Road.OPENING
+        self.held: bool = False
         self._settings = settings
         self._pings = (side is Side.SERVER) == (eio == 4)
         self._interval: float = settings.ping_interval
