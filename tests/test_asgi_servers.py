@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
@@ -301,12 +302,24 @@ async def test_a_body_over_the_limit(serve: Serve) -> None:
 @each_server
 async def test_a_client_that_vanishes(serve: Serve) -> None:
     api = make_api()
-    async with running(serve, api) as bound:
+    requests = 0
+    arrived = anyio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal requests
+        requests += scope["type"] == "http"
+        if requests == before + 1:
+            arrived.set()
+        await api(scope, receive, send)
+
+    before = math.inf
+    async with running(serve, app) as bound:
         async with polling(bound, "/socket.io/") as client:
             await client.identify()
+            before = requests
             async with anyio.create_task_group() as tg:
                 tg.start_soon(client.get)
-                await anyio.wait_all_tasks_blocked()
+                await arrived.wait()
                 assert len(api.pool) == 1
                 tg.cancel_scope.cancel()
             await until(lambda: len(api.pool) == 0)

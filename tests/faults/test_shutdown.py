@@ -57,6 +57,8 @@ class Load:
     async def sender(self, number: int, *, task_status: TaskStatus[None]) -> None:
         """Sends what nobody answers, and reads what comes."""
         async with identified(self.program.bound, "LISTEN") as peer:
+            # nothing comes until all of the load has begun, which a busy machine takes its time for
+            peer.patience = 30
             task_status.started()
             async with anyio.create_task_group() as tg:
                 tg.start_soon(self._send, peer)
