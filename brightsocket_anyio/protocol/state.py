@@ -519,8 +519,8 @@ class Automaton:
                 return Ended("connect timeout", "the session was on no namespace for the connect timeout")
             case Timer.UPGRADE:
                 return OfferExpired()
-            case str():
-                return Expired(timer, self._stays[timer] is not Stay.CONNECTED)
+            case namespace:
+                return Expired(namespace, self._stays[namespace] is not Stay.CONNECTED)
         return self.expire(now)
 
     def _take(self, given: RoadInput) -> None:
@@ -709,7 +709,7 @@ class Automaton:
             case StayInput.REFUSED:
                 return Rejected(namespace, _text(data[1:], "reason", "refused"))
             case StayInput.CONNECT_ERROR:
-                return _rejected(namespace, data)
+                return Rejected(namespace, _text([data], "message", "refused"), data.get("data"))
         return None
 
 
@@ -760,15 +760,6 @@ def _identifying(data: list[Any]) -> Identifying:
 
 def _explained(data: list[Any]) -> Explained:
     return Explained(_text(data[1:], "code", "closed"), _text(data[1:], "reason", ""))
-
-
-def _rejected(namespace: str, data: Any) -> Rejected:
-    if isinstance(data, str):
-        return Rejected(namespace, data)
-    if isinstance(data, dict) and "message" in data:
-        return Rejected(namespace, _text([data], "message", "refused"), data.get("data"))
-    # servers of protocol 4 send the data without a message
-    return Rejected(namespace, "refused", data)
 
 
 def _text(values: list[Any], key: str, default: str) -> str:
