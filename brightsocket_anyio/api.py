@@ -141,7 +141,8 @@ class Brightsocket:
     async def drain(self) -> None:
         """Take no new session, tell every client that the server goes away, and end the sessions. For a host to call.
 
-        Clients get a bare close, after which they come back. Returns when every session has ended.
+        Clients get a bare close, after which they come back. Returns when every session has ended. An ASGI server that
+        waits for its connections before it ends the lifespan (hypercorn, from Python 3.12 on) needs this to stop.
         """
         for server in list(self._running):
             await server.drain()
