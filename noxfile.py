@@ -27,7 +27,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = CI
-nox.options.sessions = ["lint", "types", "docs", "interop", "browser", "tests"]
+nox.options.sessions = ["lint", "types", "docs", "interop", "tests"]
 
 
 def install(session: nox.Session, *groups: str, editable: bool = True) -> None:
@@ -82,19 +82,15 @@ def install_node_packages(session: nox.Session, folder: Path) -> None:
 
 @nox.session
 def interop(session: nox.Session) -> None:
-    """Talk to the original's own packages on Node."""
-    install_node_packages(session, INTEROP)
+    """Talk to every peer that we say we can talk to: on Node, in a real browser, under ASGI servers, behind nginx."""
+    need(session, "the pages are tested in it", *CHROMIUM)
+    need(session, "one test is behind it", "nginx", "/usr/sbin/nginx")
+    for folder in (INTEROP, BROWSER):
+        install_node_packages(session, folder)
     install(session, "test")
-    session.run("pytest", str(INTEROP), *session.posargs)
-
-
-@nox.session
-def browser(session: nox.Session) -> None:
-    """Log in with a real browser."""
-    need(session, "the login page is tested in it", *CHROMIUM)
-    install_node_packages(session, BROWSER)
-    install(session, "test")
-    session.run("pytest", str(BROWSER), *session.posargs)
+    posargs = session.posargs or [str(INTEROP), str(BROWSER)]
+    # a worker for each core: most of the time goes to starting peers
+    session.run("pytest", "--numprocesses=auto", *posargs)
 
 
 @nox.session(python=PYTHONS)
