@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
-from anyio.lowlevel import checkpoint_if_cancelled
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from .errors import ConnectionLost, ProtocolError
 from .protocol.engineio import Packet
@@ -22,6 +22,8 @@ logger: logging.Logger = logging.getLogger("brightsocket_anyio")
 
 #: packets handed to the transport at a time: enough to fill its writes, little enough to see progress
 BATCH_BYTES = 256 * 1024
+#: packets taken in one go: one read may bring thousands, and every other session's tasks wait meanwhile
+RUN = 32
 
 
 class PollingRoad(Transport, Protocol):
@@ -375,7 +377,7 @@ class Session:
     async def _take(self, packets: list[Packet]) -> None:
         now = anyio.current_time()
         automaton = self.automaton
-        for packet in packets:
+        for index, packet in enumerate(packets, 1):
             event = automaton.receive(packet, now)
             for reply in automaton.replies():
                 self._outbox.push((reply,))
@@ -385,6 +387,9 @@ class Session:
                 return
             if self._must_hold():
                 await self._hold()
+                now = anyio.current_time()
+            elif not index % RUN:
+                await checkpoint()
                 now = anyio.current_time()
 
     def _handle(self, event: Event) -> None:

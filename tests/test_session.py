@@ -170,3 +170,21 @@ async def test_a_send_cancelled_at_any_step_is_on_the_wire_whole_or_not_at_all()
                 pass
     assert seen == sorted(set(seen)), "in order, none twice"
     assert returned <= set(seen), "what was accepted has been sent"
+
+
+async def test_one_read_that_brings_thousands_of_packets_lets_the_others_run() -> None:
+    api = Brightsocket()
+    connections: list[Connection] = []
+    api.connect("X", connections.append)
+    count = 2000
+    async with serving_in_memory(api) as listener, identified(listener, "X") as peer:
+        [connection] = connections
+        for _ in range(count):
+            peer.protocol.send_text(b'42["NOISE"]')
+        await peer._flush()
+        turns = 0
+        with anyio.fail_after(PATIENCE):
+            while connection.dropped < count - 256:
+                await anyio.lowlevel.checkpoint()
+                turns += bool(connection.dropped)
+        assert turns > 40
