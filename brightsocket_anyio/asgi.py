@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, Self
 import anyio
 from anyio import AsyncContextManagerMixin
 
+from . import browser
 from .errors import BrightsocketError
 from .protocol import handshake
 from .protocol.handshake import RequestError
@@ -30,7 +31,8 @@ _NOT_FOUND: Final = RequestError(404, None, "Not found")
 
 
 class FrontDoor:
-    """An ASGI application that serves an API under its path, and a wrapped application everywhere else.
+    """An ASGI application that serves an API, with ``brightsocket.js``, under its path, and a wrapped one everywhere
+    else.
 
     :param app: the wrapped application.
     :param server: returns the server that runs now, ``None`` while there is none.
@@ -48,6 +50,7 @@ class FrontDoor:
         self._app = app
         self._server = server
         self._running = running
+        self._module = settings.path + browser.NAME
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -58,6 +61,8 @@ class FrontDoor:
             await self._handle_http(scope, receive, send)
         elif ours:
             await self.handle_websocket(ASGIWebSocketRequest(scope, receive, send, self._settings))
+        elif kind == "http" and _path_below_root(scope) == self._module:
+            await browser.serve_module(scope, send, handshake.cors_headers(scope, self._settings))
         elif self._app is not None:
             await self._app(scope, receive, send)
         elif kind == "http":

@@ -223,7 +223,7 @@ async def test_the_page_is_served_beside_the_api(url: str) -> None:
         for path, kind, text in [
             ("/", "text/html", "<title>Log in"),
             ("/page.js", "javascript", "brightsocket("),
-            ("/brightsocket.js", "javascript", "export default"),
+            ("/socket.io/brightsocket.js", "javascript", "export default"),
             ("/page.css", "text/css", "color-scheme"),
         ]:
             response = await http.get(path)

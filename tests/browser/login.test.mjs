@@ -85,7 +85,7 @@ test("the login page", async (suite) => {
     await status(page, "Logged out. You are on the GUEST channel.");
     assert.deepEqual(await current(page), ["GUEST"]);
     assert.equal(await other.evaluate(async (token) => {
-      const { default: brightsocket } = await import("./brightsocket.js");
+      const { default: brightsocket } = await import("/socket.io/brightsocket.js");
       return brightsocket().connect("ADMIN", { token }).catch((error) => `${error.name}: ${error.message}`);
     }, token), "Refused: You have logged out. Log in again.");
   });
@@ -94,7 +94,7 @@ test("the login page", async (suite) => {
     await logIn(page, PASSWORD);
     await status(page, "Logged in. You are on the ADMIN channel.");
     await other.evaluate(async (token) => {
-      const { default: brightsocket } = await import("./brightsocket.js");
+      const { default: brightsocket } = await import("/socket.io/brightsocket.js");
       const elsewhere = brightsocket();
       await elsewhere.connect("ADMIN", { token });
       await elsewhere.call("LOG_OUT");

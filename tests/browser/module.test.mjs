@@ -7,7 +7,7 @@ import test from "node:test";
 import { Server } from "socket.io";
 import { openPage } from "./launch.mjs";
 
-const MODULE = await readFile(new URL("../../examples/login/static/brightsocket.js", import.meta.url));
+const MODULE = await readFile(new URL("../../brightsocket_anyio/static/brightsocket.js", import.meta.url));
 
 /** A Brightsocket server made of the stock one: it lets everyone in but REFUSER, and notes who is there. */
 async function startServer(test) {

@@ -1,5 +1,5 @@
 // The page: everything that it knows of the wire is in brightsocket.js.
-import brightsocket from "./brightsocket.js";
+import brightsocket from "/socket.io/brightsocket.js";
 
 const SHOWN = 100; // lines kept in each list
 
