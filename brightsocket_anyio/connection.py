@@ -424,8 +424,15 @@ class ConnectionCore:
             call.over.set()
 
     def receive(self, action: str) -> ObjectReceiveStream[Any]:
-        self.check()
         stream = _Stream(self)
+        if self.ended is not None:
+            rest = self.inbox.take_rest(action)
+            if not rest:
+                raise self.ended.exception()
+            for item in rest:
+                stream.put(item, answer=False)
+            stream.end(self.ended)
+            return stream
         self._streams.add(stream)
         self.inbox.attach(action, stream)
         return stream
@@ -564,9 +571,10 @@ class Connection:
         """Receive an action's payloads as a stream: ``None`` for none, the value for one, a tuple for several.
 
         It receives from this moment on, what the inbox holds for the action first; close it (``async with``) to stop.
-        Every receiver of an action gets every payload. A full stream holds back the reading of its session.
+        Every receiver of an action gets every payload. A full stream holds back the reading of its session. What had
+        arrived before the peer ended the connection, or it was lost, can be received after that, too.
 
-        :raises: as :meth:`send`, when the connection has ended.
+        :raises: as :meth:`send`, when the connection has ended and nothing of the action is left.
         """
         return self._core.receive(action)
 

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 
@@ -189,18 +190,28 @@ class Inbox:
     def close(self, *, hand_on: bool = False) -> None:
         """The connection is over: nothing is handed on any more.
 
-        :param hand_on: what had arrived goes to its receivers first, beyond their bounds by as much as a lane holds.
+        :param hand_on: what had arrived goes to its receivers first, beyond their bounds by as much as a lane holds;
+            what has none stays for :meth:`take_rest`.
         """
+        rest: dict[str, Lane] = {}
         if hand_on and self.open:
             for lane in self._lanes.values():
-                while lane.receivers and lane.waiting.items and (lane.waiting.items[0].filtered or not self.filtering):
+                while lane.receivers and lane.waiting.items and self._has_passed(lane.waiting.items[0]):
                     self.hand_on(lane, lane.waiting.pop())
+                if not lane.receivers:
+                    rest[lane.action] = lane
         self.open = False
         for lane in self._lanes.values():
             for receiver in lane.receivers:
                 receiver.inbox = None
-        self._lanes.clear()
+        self._lanes = rest
         self._full.clear()
+
+    def take_rest(self, action: str) -> list[Item]:
+        """When the inbox is closed: what had arrived for an action without receivers. Only filters that are gone could
+        let the rest of it pass."""
+        lane = self._lanes.pop(action, None)
+        return [] if lane is None else list(takewhile(self._has_passed, lane.waiting.items))
 
     def pump(self, action: str) -> None:
         """Hand on what an action's receivers have room for."""
@@ -245,6 +256,9 @@ class Inbox:
         self._pump(lane)
         self._tidy(lane)
 
+    def _has_passed(self, item: Item) -> bool:
+        return item.filtered or not self.filtering
+
     def _new_lane(self, action: str) -> Lane:
         return Lane(action, Buffer(self._max_items, self._max_size), [])
 
@@ -252,7 +266,7 @@ class Inbox:
         waiting = lane.waiting
         while self.open and waiting.items and lane.receivers and not lane.busy:
             item = waiting.items[0]
-            if self.filtering and not item.filtered:
+            if not self._has_passed(item):
                 lane.busy = True
                 self._filter(lane)
             elif self._has_room(lane, item):

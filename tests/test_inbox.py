@@ -427,3 +427,20 @@ def test_a_closed_inbox_hands_on_nothing_that_was_not_accepted(box: Box) -> None
     box.add("A", 1, 2)
     box.inbox.close(hand_on=True)
     assert receiver.values == []
+
+
+def test_what_a_closed_inbox_has_without_receivers_can_be_taken_once(box: Box) -> None:
+    box.attach("B")
+    box.add("A", 1, 2)
+    box.add("B", 3)
+    box.inbox.close(hand_on=True)
+    assert [item.args for item in box.inbox.take_rest("A")] == [(1,), (2,)]
+    assert box.inbox.take_rest("A") == []
+    assert box.inbox.take_rest("B") == []
+
+
+def test_what_filters_have_not_seen_cannot_be_taken_from_a_closed_inbox(box: Box) -> None:
+    box.inbox.filtering = True
+    box.add("A", 1, 2)
+    box.inbox.close(hand_on=True)
+    assert box.inbox.take_rest("A") == []

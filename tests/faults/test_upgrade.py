@@ -225,7 +225,7 @@ async def test_requests_after_the_upgrade_get_a_400(eio: int) -> None:
 
 @each_eio
 async def test_a_websocket_of_the_other_version_is_refused(eio: int) -> None:
-    stream = Stream()
+    stream = Stream(close_timeout=0.5)
     async with serving(stream.api) as bound, polling(bound, eio) as peer:
         await peer.identify("ECHO")
         with pytest.raises(InvalidStatus) as caught:

@@ -206,3 +206,32 @@ async def test_what_has_arrived_is_received_after_the_server_has_ended_the_conne
                     except anyio.EndOfStream:
                         break
         assert received == list(range(count))
+
+
+async def test_what_has_arrived_is_received_by_who_comes_after_the_end() -> None:
+    """Found: only handlers of the client could have what the server sent just before it ended the connection."""
+    api = Brightsocket()
+
+    @api.connect("A")
+    async def channel(connection: Connection) -> None:
+        await connection.send("LAST_WORDS", 1)
+        await connection.send("LAST_WORDS", 2)
+        await connection.aclose()
+
+    async with serving(api) as bound, open_client(bound.url) as client:
+        connection = await client.connect("A")
+        await until(lambda: client.connection is None)
+        assert await take(connection, "LAST_WORDS", 2) == [1, 2]
+        with pytest.raises(anyio.EndOfStream):
+            connection.receive("LAST_WORDS")
+        with pytest.raises(anyio.EndOfStream):
+            connection.receive("OTHER")
+
+
+async def test_nothing_is_received_from_a_connection_that_this_side_has_closed() -> None:
+    async with connected() as (connection, peer):
+        await peer.event("A", 1)
+        await arrived(peer, connection)
+        await connection.aclose()
+        with pytest.raises(anyio.ClosedResourceError):
+            connection.receive("A")

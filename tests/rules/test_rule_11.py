@@ -142,7 +142,7 @@ async def _uses(connection: Connection) -> list[type[BaseException]]:
         connection.send("ECHO", 1),
         connection.call("ECHO", 1),
         connection.accept(),
-        register(connection.receive, "HELLO"),
+        register(connection.receive, "NOTHING"),
         register(connection.on("HELLO"), _raiser(LookupError())),
         register(connection.add_filter, _raiser(LookupError())),
     ):
