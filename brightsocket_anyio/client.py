@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+import ssl
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Literal, TypeVar, Unpack
 
@@ -12,6 +13,7 @@ from anyio.abc import TaskGroup
 
 from .connection import Connection, ConnectionCore, End, Handler, enclosing
 from .errors import ChannelRefused, ConfigurationError, ConnectionLost, HandshakeError
+from .protocol.engineio import Packet
 from .protocol.state import (
     Action,
     Answer,
@@ -29,12 +31,16 @@ from .protocol.state import (
     encode_connect,
     encode_identify,
 )
+from .roads import RoadName, Roads, road_names
 from .session import Session
 from .settings import SettingKeywords, Settings
 from .transport import Transport
-from .transports.httpx_stream import connect_websocket
-from .transports.stream import StreamTransport
+from .transports.httpx_polling import HttpxPollingTransport
 from .workers import Workers
+
+#: of the client's own connections: servers that close an idle one (uvicorn and Node.js after 5 seconds) must not do so
+#: at the moment in which a POST goes out on it
+_LIMITS = httpx.Limits(keepalive_expiry=3)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -44,7 +50,9 @@ async def open_client(
     url: str,
     *,
     http: httpx.AsyncClient | None = None,
+    transport: RoadName | Sequence[RoadName] = ("websocket", "polling"),
     eio: Literal[3, 4] = 4,
+    ssl_context: ssl.SSLContext | None = None,
     **settings: Unpack[SettingKeywords],
 ) -> AsyncGenerator[Client]:
     """A client of a Brightsocket server, or of any Socket.IO server. Nothing is opened before :meth:`Client.connect`.
@@ -55,19 +63,32 @@ async def open_client(
 
     :param url: the server, ``http:`` or ``https:`` (``ws:`` and ``wss:`` mean the same); the ``path`` setting is added
         to it.
-    :param http: makes the handshake: its proxies, TLS settings, cookies, headers and auth are used. It stays the
-        caller's to close; without one, the client has its own.
+    :param http: makes the requests: its proxies, TLS settings, cookies, headers and auth are used. It stays the
+        caller's to close; without one, the client has its own. It needs two connections at a time for polling; its
+        timeouts hold for what opens a session, not for polls.
+    :param transport: what to go by: ``"websocket"``, ``"polling"`` (HTTP long-polling) or ``"trio-websocket"`` (a
+        WebSocket by the package of this name, on Trio; ``http`` gives its cookies and headers only). Several are tried
+        in this order, until one opens a session. A session that begins by polling moves on to the WebSocket that is
+        named after ``"polling"``, if the server offers it. :attr:`Connection.transport` tells what it is on.
     :param eio: the Engine.IO version: 4 for Socket.IO 3 and newer, 3 for Socket.IO 1 and 2.
+    :param ssl_context: for the client's own ``httpx.AsyncClient``, and for trio-websocket.
     :param settings: those of :class:`Settings` that concern a client.
-    :raises ConfigurationError: a setting has an unusable value, or the URL is none.
+    :raises ConfigurationError: a setting has an unusable value, the URL is none, a transport is unknown or impossible
+        here, or an ``ssl_context`` would go unused beside ``http``.
     """
+    checked = Settings(**settings)
+    names = road_names(transport)
+    if ssl_context is not None and http is not None and "trio-websocket" not in names:
+        raise ConfigurationError("ssl_context goes unused beside http: give it to the httpx.AsyncClient, as verify")
     error: BaseException | None = None
     async with AsyncExitStack() as stack:
         if http is None:
-            http = await stack.enter_async_context(httpx.AsyncClient())
+            verify = True if ssl_context is None else ssl_context
+            http = await stack.enter_async_context(httpx.AsyncClient(verify=verify, limits=_LIMITS))
         try:
             async with anyio.create_task_group() as task_group:
-                client = Client(url, http, eio, Settings(**settings), task_group)
+                roads = Roads(url, http, names, eio, checked, ssl_context, task_group)
+                client = Client(roads, eio, checked, task_group)
                 try:
                     yield client
                 finally:
@@ -95,11 +116,8 @@ def _sole(group: BaseExceptionGroup[Any]) -> BaseException | None:
 class Client:
     """A client that is on one channel at a time. Made by :func:`open_client`."""
 
-    def __init__(
-        self, url: str, http: httpx.AsyncClient, eio: Literal[3, 4], settings: Settings, task_group: TaskGroup
-    ) -> None:
-        self._url = _websocket_url(url, settings.path, eio)
-        self._http = http
+    def __init__(self, roads: Roads, eio: Literal[3, 4], settings: Settings, task_group: TaskGroup) -> None:
+        self._roads = roads
         self._eio: Literal[3, 4] = eio
         self._settings = settings
         self._task_group = task_group
@@ -153,10 +171,10 @@ class Client:
         """
         self._check_outside("connect")
         old = self._stay
-        stay = self._stay = _Stay(self._settings, self._eio, channel, identity or {}, self._handlers)
+        stay = self._stay = _Stay(self._roads, self._settings, self._eio, channel, identity or {}, self._handlers)
         if old is not None:
             old.leave("the client has switched to another channel")
-        self._task_group.start_soon(stay.run, old, self._dial, name=f"connection on {channel}")
+        self._task_group.start_soon(stay.run, old, name=f"connection on {channel}")
         try:
             await stay.decided.wait()
         except BaseException:
@@ -186,10 +204,6 @@ class Client:
                 "put the handler on the client (client.on), whose scope survives the switch"
             )
 
-    async def _dial(self) -> Transport:
-        websocket = await connect_websocket(self._http, self._url, settings=self._settings)
-        return StreamTransport(websocket, self._eio)
-
 
 class _Stay:
     """The client's stay on one channel: one session, and the connection on it."""
@@ -198,6 +212,7 @@ class _Stay:
 
     def __init__(
         self,
+        roads: Roads,
         settings: Settings,
         eio: Literal[3, 4],
         channel: str,
@@ -209,6 +224,7 @@ class _Stay:
         self.error: Exception | None = None
         self.decided = anyio.Event()
         self.over = anyio.Event()
+        self._roads = roads
         self._settings = settings
         self._eio: Literal[3, 4] = eio
         self._channel = channel
@@ -223,24 +239,25 @@ class _Stay:
         self._finished = anyio.Event()
         self._dialling = anyio.CancelScope()
 
-    async def run(self, previous: _Stay | None, dial: Callable[[], Awaitable[Transport]]) -> None:
+    async def run(self, previous: _Stay | None) -> None:
         """Wait until the stay before is over, open a session, and live on it until the end of either."""
         try:
             if previous is not None:
                 await previous.over.wait()
-            transport: Transport | None = None
+            road: tuple[Transport, list[Packet]] | None = None
             with self._dialling:
-                transport = await dial()
-            if transport is None:
+                road = await self._roads.open()
+            if road is None:
                 return
+            transport, received = road
             if self._dialling.cancel_called:
-                # left at the very moment at which the transport was open
-                with anyio.CancelScope(shield=True) as closing:
-                    closing.cancel()
+                # left at the very moment at which the session was open
+                with anyio.CancelScope(shield=True):
                     await transport.aclose()
                 return
-            automaton = Automaton(Side.CLIENT, self._eio, self._settings, now=anyio.current_time())
-            session = self.session = Session(automaton, transport, self._settings)
+            polling = transport.name == "polling"
+            automaton = Automaton(Side.CLIENT, self._eio, self._settings, now=anyio.current_time(), polling=polling)
+            session = self.session = Session(automaton, transport, self._settings, received=received)
             self.core = ConnectionCore(session, self._namespace, self._settings, id="")
             for action, handler in self._handlers:
                 self.core.attach(action, handler)
@@ -295,6 +312,10 @@ class _Stay:
         assert core is not None
         match event:
             case Opened():
+                transport = self.session.transport
+                dial = self._roads.beyond(transport, event)
+                if dial is not None and isinstance(transport, HttpxPollingTransport):
+                    self.session.change_road(transport, dial)
                 if automaton.ask(self._namespace, anyio.current_time()):
                     self.session.push(self._connect)
             case Joined(namespace, sid) if namespace == self._namespace:
@@ -338,18 +359,3 @@ class _Stay:
         self.connection = Connection(self.core, self._channel, self._identity)
         self.core.accept([])
         self.decided.set()
-
-
-def _websocket_url(url: str, path: str, eio: int) -> httpx.URL:
-    try:
-        parsed = httpx.URL(url)
-    except (httpx.InvalidURL, TypeError) as exc:
-        raise ConfigurationError(f"{url!r} is no URL: {exc}") from exc
-    scheme = {"ws": "http", "wss": "https"}.get(parsed.scheme, parsed.scheme)
-    if scheme not in ("http", "https") or not parsed.host:
-        raise ConfigurationError(f"the URL of a server begins with http:// or https://, unlike {url!r}")
-    return parsed.copy_with(
-        scheme=scheme,
-        path=parsed.path.rstrip("/") + path,
-        params=parsed.params.set("EIO", str(eio)).set("transport", "websocket"),
-    )

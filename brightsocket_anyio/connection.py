@@ -7,7 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import anyio
 from anyio.abc import ObjectReceiveStream, TaskGroup
@@ -531,6 +531,11 @@ class Connection:
     @property
     def id(self) -> str:
         return self._core.id
+
+    @property
+    def transport(self) -> Literal["websocket", "polling"]:
+        """What carries the connection at the moment: a session that begins by polling may move on to a WebSocket."""
+        return self._core.session.transport.name
 
     @property
     def dropped(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -12,9 +12,9 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from .errors import ConnectionLost, ProtocolError
+from .errors import ConnectionLost, HandshakeError, ProtocolError
 from .protocol.engineio import Packet
-from .protocol.state import Automaton, Ended, Event, OfferExpired, Unit
+from .protocol.state import PROBE, Automaton, Ended, Event, OfferExpired, Unit
 from .settings import Settings
 from .transport import Transport
 
@@ -27,10 +27,30 @@ RUN = 32
 
 
 class PollingRoad(Transport, Protocol):
-    """What a session asks of a transport that it may leave for another, beyond sending and receiving."""
+    """What a server's session asks of a transport that it may leave for another, beyond sending and receiving."""
 
     def hold(self) -> None:
         """Answer every GET with a NOOP at once and take nothing to send: the peer is about to change its road."""
+        ...
+
+    def release(self) -> None:
+        """Go on as before: the other road failed."""
+        ...
+
+    def retire(self) -> None:
+        """Be done: the session has changed to the other road."""
+        ...
+
+
+class ClientPollingRoad(Transport, Protocol):
+    """The same for a client's session."""
+
+    async def pause(self) -> list[Packet]:
+        """Begin no request, and wait until those under way are over; returns what has come and was not received.
+
+        :raises ConnectionLost: the peer is gone.
+        :raises ProtocolError: the peer sent something invalid.
+        """
         ...
 
     def release(self) -> None:
@@ -206,13 +226,17 @@ def _size(unit: Unit) -> int:
 class Session:
     """One Engine.IO session. :meth:`run` owns its transport and its tasks.
 
+    :param received: what has been received on the transport already.
     :ivar sid: the session's id. It is a secret: whoever knows it can take the session over.
     :ivar task_group: where what lives on the session runs; everything in it has finished when :meth:`run` returns.
     """
 
     task_group: TaskGroup
+    _io: TaskGroup
 
-    def __init__(self, automaton: Automaton, transport: Transport, settings: Settings) -> None:
+    def __init__(
+        self, automaton: Automaton, transport: Transport, settings: Settings, *, received: Sequence[Packet] = ()
+    ) -> None:
         self.automaton = automaton
         self.transport: Transport = transport
         self.settings = settings
@@ -225,7 +249,7 @@ class Session:
         self._receiving: anyio.CancelScope | None = None
         self._sending: anyio.CancelScope | None = None
         self._offer: anyio.CancelScope | None = None
-        self._pushed_back: list[Packet] = []
+        self._pushed_back: list[Packet] = list(received)
         self._over = anyio.Event()
         self._resumed = anyio.Event()
         self._rescheduled = anyio.Event()
@@ -257,9 +281,9 @@ class Session:
         # cancelled, it has no time for a farewell
         deadline = float("-inf")
         try:
-            async with anyio.create_task_group() as self.task_group, anyio.create_task_group() as io:
-                io.start_soon(self._write)
-                io.start_soon(self._keep_time)
+            async with anyio.create_task_group() as self.task_group, anyio.create_task_group() as self._io:
+                self._io.start_soon(self._write)
+                self._io.start_soon(self._keep_time)
                 with self._reading:
                     if begin is not None:
                         begin()
@@ -272,7 +296,7 @@ class Session:
                 if self._flush:
                     with anyio.CancelScope(deadline=deadline):
                         await self.flush()
-                io.cancel_scope.cancel()
+                self._io.cancel_scope.cancel()
         finally:
             self._cause = cause
             self.automaton.close()
@@ -327,6 +351,9 @@ class Session:
             self._cause = cause
             self._flush = flush
             self._reading.cancel()
+            if self._offer is not None:
+                # what is still to be sent goes by the road in use
+                self._offer.cancel()
 
     # -- backpressure
 
@@ -470,6 +497,55 @@ class Session:
             self._change_road(road, rest)
             polling.retire()
             await self.wait_closed()
+
+    def change_road(self, polling: ClientPollingRoad, dial: Callable[[], Awaitable[Transport]]) -> None:
+        """Client: begin to leave polling for the road that ``dial`` opens.
+
+        If the server does not take it in time, that road is closed and the session stays where it is.
+
+        :param dial: raises HandshakeError or ConnectionLost where it fails.
+        """
+        self._io.start_soon(self._leave_polling, polling, dial, name="upgrade")
+
+    async def _leave_polling(self, polling: ClientPollingRoad, dial: Callable[[], Awaitable[Transport]]) -> None:
+        road: Transport | None = None
+        failure = "it took longer than the upgrade timeout"
+        changed = False
+        try:
+            self.automaton.offer(anyio.current_time())
+            agreed: tuple[Transport, Packet, list[Packet]] | None = None
+            with anyio.CancelScope() as self._offer:
+                self.reschedule()
+                road = await dial()
+                await road.send([PROBE])
+                for packet in await road.receive():
+                    self.automaton.receive_probe_answer(packet, anyio.current_time())
+                rest = await polling.pause()
+                agreed = road, self.automaton.upgrade(), rest
+            self._offer = None
+            if agreed is not None:
+                road, upgrade, rest = agreed
+                # Whether or not this arrives, the server may have changed its road: there is no way back.
+                try:
+                    await road.send([upgrade])
+                except ConnectionLost as exc:
+                    self.end(exc.code, exc.reason, flush=False)
+                    raise
+                self._change_road(road, rest)
+                polling.retire()
+                changed = True
+        except (HandshakeError, ProtocolError, ConnectionLost, anyio.EndOfStream) as exc:
+            failure = str(exc) or type(exc).__name__
+        finally:
+            self._offer = None
+            if not changed:
+                self.automaton.lose_offer()
+                polling.release()
+                if road is not None:
+                    with anyio.CancelScope(shield=True), anyio.move_on_after(self.settings.close_timeout):
+                        await road.aclose(1002, "the upgrade failed")
+        if not changed and self._cause is None:
+            logger.info("%r stays on polling: %s", self, failure)
 
     async def wait_closed(self) -> None:
         """Wait until the session is over. Cancelled, it ends the session: its road belongs to the task that waits."""

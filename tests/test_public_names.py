@@ -20,7 +20,7 @@ MEMBERS = {
     "Client": {"connect", "connection", "disconnect", "on"},
     "Connection": {
         "accept", "aclose", "add_filter", "call", "channel", "dropped", "id", "identity", "on", "receive", "send",
-        "webserver",
+        "transport", "webserver",
     },
     "Pool": {"dropped", "emit", "send"},
     "Bound": {"addresses", "port", "url"},

@@ -5,8 +5,9 @@ the next deadline. It never awaits, logs or reads a clock.
 
 Two tables say what may happen; a missing entry is the error. The rules behind them:
 
-- A session has one *road* (:data:`ROADS`). On polling a second road may be offered, probed and changed to, once and in
-  this order; a road that fails on the way leaves polling as it was.
+- A session has one *road* (:data:`ROADS`), of which both sides have the same table. On polling a second road may be
+  offered, probed and changed to, once and in this order; a road that fails on the way leaves polling as it was. The
+  client makes each of these steps, and the server follows.
 - Each Socket.IO namespace of a session has one *stay* (:data:`STAYS`). The asking side moves it to CONNECTING. The
   answering side admits it (the main namespace, which names its channel later, by IDENTIFY), accepts it (a namespace
   that is itself a channel) or refuses it.
@@ -37,6 +38,10 @@ PREFIX: Final = "BRIGHTSOCKET:"
 
 #: namespaces that a session may ever have asked for, each of which is remembered
 MAX_NAMESPACES: Final = 100
+
+#: what asks, on a road that is offered, whether it carries packets; and what says that it does
+PROBE: Final = Packet(PacketType.PING, "probe")
+PROBE_ANSWER: Final = Packet(PacketType.PONG, "probe")
 
 #: one message: a header and its attachments, which nothing may come between
 Unit = tuple[Packet, ...]
@@ -321,7 +326,7 @@ class Expired:
 
 @dataclass(frozen=True, slots=True)
 class OfferExpired:
-    """Server: the road that was offered has not been taken in time."""
+    """The road that was offered has not been taken in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,9 +365,19 @@ class Automaton:
     :param eio: the Engine.IO protocol's version.
     :param sid: the session's id (a server's; a client learns it).
     :param now: the time, in seconds on any monotonic clock; every other time is on the same clock.
+    :param polling: whether a client begins by polling (a server says it to :meth:`open`).
     """
 
-    def __init__(self, side: Side, eio: Literal[3, 4], settings: Settings, *, sid: str = "", now: float) -> None:
+    def __init__(
+        self,
+        side: Side,
+        eio: Literal[3, 4],
+        settings: Settings,
+        *,
+        sid: str = "",
+        now: float,
+        polling: bool = False,
+    ) -> None:
         self.side = side
         self.eio: Literal[3, 4] = eio
         self.protocol: Literal[4, 5] = 5 if eio == 4 else 4
@@ -370,6 +385,7 @@ class Automaton:
         self.road: Road = Road.OPENING
         self.held: bool = False
         self._settings = settings
+        self._opening = RoadInput.OPEN_POLLING if polling else RoadInput.OPEN_WEBSOCKET
         self._pings = (side is Side.SERVER) == (eio == 4)
         self._interval: float = settings.ping_interval
         self._patience: float = settings.ping_timeout
@@ -437,7 +453,7 @@ class Automaton:
         return None
 
     def offer(self, now: float) -> None:
-        """Server: a second road has come for this session.
+        """A second road has come for this session (a server's), or is about to be opened (a client's).
 
         :raises ProtocolError: the session cannot change its road, or is about to.
         """
@@ -451,9 +467,9 @@ class Automaton:
 
         :raises ProtocolError: the packet is no probe, or the change comes without one; only the offered road ends.
         """
-        if packet.type is PacketType.PING and packet.data == "probe":
+        if packet == PROBE:
             self._take(RoadInput.PROBE)
-            return Packet(PacketType.PONG, "probe")
+            return PROBE_ANSWER
         if packet.type is PacketType.UPGRADE:
             self._take(RoadInput.UPGRADE)
             self._timers.pop(Timer.UPGRADE, None)
@@ -461,8 +477,27 @@ class Automaton:
             return None
         raise ProtocolError(f"{packet.type.name} on a road that is not in use")
 
+    def receive_probe_answer(self, packet: Packet, now: float) -> None:
+        """Client: take the answer to the :data:`PROBE` that was sent on the offered road.
+
+        :raises ProtocolError: it is none; only the offered road ends.
+        """
+        if packet != PROBE_ANSWER:
+            raise ProtocolError(f"{packet.type.name} in answer to the probe")
+        self._take(RoadInput.PROBE)
+        self._prove_alive(now)
+
+    def upgrade(self) -> Packet:
+        """Client: change to the offered road; returns the packet to send there before any other.
+
+        :raises ProtocolError: the road has not been probed.
+        """
+        self._take(RoadInput.UPGRADE)
+        self._timers.pop(Timer.UPGRADE, None)
+        return Packet(PacketType.UPGRADE)
+
     def lose_offer(self) -> None:
-        """Server: the road that was offered is gone; the session stays where it is."""
+        """The road that was offered is gone; the session stays where it is."""
         self._timers.pop(Timer.UPGRADE, None)
         if RoadInput.LOSE_OFFER in ROADS[self.road]:
             self._take(RoadInput.LOSE_OFFER)
@@ -531,7 +566,7 @@ class Automaton:
 
     def _receive_open(self, packet: Packet, now: float) -> Opened:
         handshake = engineio.Open.from_packet(packet)
-        self._take(RoadInput.OPEN_WEBSOCKET)
+        self._take(self._opening)
         self.sid = handshake.sid
         self._interval, self._patience = handshake.ping_interval, handshake.ping_timeout
         self._start_heartbeat(now)

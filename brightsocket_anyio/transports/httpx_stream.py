@@ -37,6 +37,7 @@ async def connect_websocket(
     *,
     settings: Settings,
     headers: Mapping[str, str] | None = None,
+    cookies: httpx.Cookies | None = None,
 ) -> WebSocket:
     """Open a WebSocket. It occupies one connection of the client's pool until it is closed.
 
@@ -45,13 +46,13 @@ async def connect_websocket(
     :param http: makes the request; it stays open, and must do so for as long as the WebSocket.
     :param url: with the scheme ``http``, ``https``, ``ws`` or ``wss``.
     :param headers: further ones, beside the client's own.
+    :param cookies: the same.
     :raises httpx.InvalidURL: the URL is none.
     :raises HandshakeError: there was no answer, or one that is no WebSocket's.
     """
     url = httpx.URL(url)
     url = url.copy_with(scheme={"ws": "http", "wss": "https"}.get(url.scheme, url.scheme))
-    # without what may be secret: a password, the query
-    where = f"{url.scheme}://{url.netloc.decode()}{url.path}"
+    where = locate(url)
     handshake = ClientProtocol(
         # the request goes out by httpx: of this object, only the key and the negotiation count
         parse_uri("ws://localhost/"),
@@ -59,7 +60,7 @@ async def connect_websocket(
     )
     wanted = {name: value for name, value in handshake.connect().headers.raw_items() if name.lower() != "host"}
     try:
-        request = http.build_request("GET", url, headers={**(headers or {}), **wanted})
+        request = http.build_request("GET", url, headers={**(headers or {}), **wanted}, cookies=cookies)
         response = await http.send(request, stream=True)
     except httpx.HTTPStatusError as exc:  # a hook of the user's client
         raise HandshakeError(f"{where}: {exc}", exc.response.status_code) from exc
@@ -67,7 +68,7 @@ async def connect_websocket(
         # what HTTP/2 makes of the handshake's headers
         raise HandshakeError(f"{where}: {_NEEDS_HTTP_1} ({exc})") from exc
     except httpx.HTTPError as exc:
-        raise HandshakeError(f"cannot connect to {where}: {_reason(exc)}") from exc
+        raise HandshakeError(f"cannot connect to {where}: {reason_of(exc)}") from exc
     try:
         network = await _check(response, handshake, where)
     except BaseException:
@@ -77,7 +78,12 @@ async def connect_websocket(
     return WebSocket(HttpxStream(response, network), open_core(handshake, settings), settings)
 
 
-def _reason(exc: BaseException) -> str:
+def locate(url: httpx.URL) -> str:
+    """A URL without what may be secret: a password, the query."""
+    return f"{url.scheme}://{url.netloc.decode()}{url.path}"
+
+
+def reason_of(exc: BaseException) -> str:
     """What went wrong, in the words of the first exception on the way down to the cause that has any."""
     below: BaseException | None = exc
     while isinstance(below, Exception) and not isinstance(below, TimeoutError | httpx.TimeoutException):
@@ -115,7 +121,12 @@ async def _excerpt(response: httpx.Response) -> str:
     with contextlib.suppress(httpx.HTTPError):
         async for chunk in response.aiter_raw():
             body += chunk
-    text = " ".join(body.decode(errors="replace").split())
+    return excerpt_of(body)
+
+
+def excerpt_of(body: bytes) -> str:
+    """The beginning of an answer's body, as the tail of a message."""
+    text = " ".join(body[:_BODY_SIZE].decode(errors="replace").split())
     return f": {text[:_EXCERPT_SIZE]}" if text else ""
 
 
