@@ -16,6 +16,7 @@ from brightsocket_anyio.protocol import engineio
 from brightsocket_anyio.protocol.engineio import Packet, PacketType
 from brightsocket_anyio.protocol.state import (
     MAX_NAMESPACES,
+    PROBE_ANSWER,
     ROADS,
     STAYS,
     Action,
@@ -51,8 +52,8 @@ def server(eio: EIO = 4, *, polling: bool = False, now: float = 0, settings: Set
     return automaton
 
 
-def client(eio: EIO = 4, *, now: float = 0, settings: Settings = SETTINGS) -> Automaton:
-    automaton = Automaton(Side.CLIENT, eio, settings, now=now)
+def client(eio: EIO = 4, *, now: float = 0, settings: Settings = SETTINGS, polling: bool = False) -> Automaton:
+    automaton = Automaton(Side.CLIENT, eio, settings, now=now, polling=polling)
     opened = engineio.Open(sid="sid", upgrades=(), ping_interval=25, ping_timeout=20, max_payload=None)
     assert automaton.receive(opened.to_packet(), now) == Opened("sid", ())
     return automaton
@@ -379,10 +380,11 @@ class TestClient:
 
 
 class TestRoads:
-    def test_every_road_and_every_offer(self) -> None:
+    @pytest.mark.parametrize("side", Side)
+    def test_every_road_and_every_offer(self, side: Side) -> None:
         for road in (Road.POLLING, Road.OFFERED, Road.PROBED, Road.WEBSOCKET, Road.CLOSED):
-            for given_, do in OFFERS.items():
-                automaton = on_road(road)
+            for given_, do in (OFFERS if side is Side.SERVER else CLIENT_OFFERS).items():
+                automaton = on_road(road, side=side)
                 after = ROADS[road].get(given_)
                 if given_ is RoadInput.LOSE_OFFER:
                     do(automaton)
@@ -405,14 +407,28 @@ class TestRoads:
             automaton.receive_offer(packet, 0)
         assert automaton.road is road
 
+    @pytest.mark.parametrize(
+        "packet", [message("0"), Packet(PacketType.PING, "probe"), Packet(PacketType.PONG), Packet(PacketType.CLOSE)]
+    )
+    def test_anything_else_in_answer_to_the_probe(self, packet: Packet) -> None:
+        automaton = on_road(Road.OFFERED, side=Side.CLIENT)
+        with pytest.raises(ProtocolError, match="in answer to the probe"):
+            automaton.receive_probe_answer(packet, 0)
+        assert automaton.road is Road.OFFERED
+
     @pytest.mark.parametrize("road", [Road.OFFERED, Road.PROBED])
     def test_polling_goes_on_meanwhile(self, road: Road) -> None:
         automaton = on_road(road)
         assert automaton.receive(message("0"), 0) == Joining("/", None)
+        automaton = on_road(road, side=Side.CLIENT)
+        automaton.ask("/", 0)
+        assert automaton.receive(message('0{"sid":"id"}'), 0) == Joined("/", "id")
+        assert automaton.receive(Packet(PacketType.NOOP), 0) is None
 
     @pytest.mark.parametrize("road", [Road.OFFERED, Road.PROBED])
-    def test_an_offer_has_a_deadline(self, road: Road) -> None:
-        automaton = on_road(road)
+    @pytest.mark.parametrize("side", Side)
+    def test_an_offer_has_a_deadline(self, side: Side, road: Road) -> None:
+        automaton = on_road(road, side=side)
         assert automaton.deadline == 10
         assert automaton.expire(9.9) is None
         assert automaton.expire(10) == OfferExpired()
@@ -423,6 +439,24 @@ class TestRoads:
     def test_a_change_ends_the_offers_deadline(self) -> None:
         automaton = on_road(Road.WEBSOCKET, upgraded=True)
         assert automaton.deadline == 25
+
+    @pytest.mark.parametrize("eio", [3, 4])
+    def test_a_client_that_changes_its_road(self, eio: EIO) -> None:
+        automaton = client(eio, polling=True)
+        assert automaton.road is Road.POLLING
+        automaton.offer(1)
+        automaton.receive_probe_answer(PROBE_ANSWER, 2)
+        assert automaton.upgrade() == Packet(PacketType.UPGRADE)
+        assert automaton.road is Road.WEBSOCKET
+        assert automaton.deadline == (25 if eio == 3 else 45), "the offer's deadline is gone"
+
+    def test_the_answer_to_the_probe_proves_that_the_server_is_alive(self) -> None:
+        automaton = client(4, polling=True)
+        automaton.ask("/", 0)
+        automaton.offer(44)
+        automaton.receive_probe_answer(PROBE_ANSWER, 44.5)
+        automaton.upgrade()
+        assert automaton.deadline == 44.5 + 45
 
     def test_the_answer_to_the_probe(self) -> None:
         automaton = on_road(Road.OFFERED)
@@ -440,8 +474,27 @@ OFFERS: dict[RoadInput, Callable[[Automaton], object]] = {
 }
 
 
-def on_road(road: Road, *, upgraded: bool = False) -> Automaton:
-    automaton = server(polling=upgraded or road is not Road.WEBSOCKET)
+CLIENT_OFFERS: dict[RoadInput, Callable[[Automaton], object]] = {
+    RoadInput.OFFER: lambda a: a.offer(0),
+    RoadInput.PROBE: lambda a: a.receive_probe_answer(PROBE_ANSWER, 0),
+    RoadInput.UPGRADE: lambda a: a.upgrade(),
+    RoadInput.LOSE_OFFER: lambda a: a.lose_offer(),
+}
+
+
+def on_road(road: Road, *, upgraded: bool = False, side: Side = Side.SERVER) -> Automaton:
+    polling = upgraded or road is not Road.WEBSOCKET
+    if side is Side.CLIENT:
+        automaton = client(polling=polling)
+        if road in (Road.OFFERED, Road.PROBED):
+            automaton.offer(0)
+        if road is Road.PROBED:
+            automaton.receive_probe_answer(PROBE_ANSWER, 0)
+        if road is Road.CLOSED:
+            automaton.close()
+        assert automaton.road is road
+        return automaton
+    automaton = server(polling=polling)
     if road in (Road.OFFERED, Road.PROBED) or upgraded:
         automaton.offer(0)
     if road is Road.PROBED or upgraded:
