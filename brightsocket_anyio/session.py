@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from .errors import ConnectionLost, HandshakeError, ProtocolError
-from .protocol.engineio import Packet
+from .protocol.engineio import Packet, PacketType
 from .protocol.state import PROBE, Automaton, Ended, Event, OfferExpired, Unit
 from .settings import Settings
 from .transport import Transport
@@ -249,6 +249,8 @@ class Session:
         self._receiving: anyio.CancelScope | None = None
         self._sending: anyio.CancelScope | None = None
         self._offer: anyio.CancelScope | None = None
+        #: from the answer to a peer's probe until it has changed its road or failed to
+        self._changing: anyio.Event | None = None
         self._pushed_back: list[Packet] = list(received)
         self._over = anyio.Event()
         self._resumed = anyio.Event()
@@ -295,6 +297,9 @@ class Session:
                     deadline = anyio.current_time() + self.settings.close_timeout
                 if self._flush:
                     with anyio.CancelScope(deadline=deadline):
+                        if self._changing is not None:
+                            # the peer does not poll any more: it hears the rest, and the end, where it changes to
+                            await self._changing.wait()
                         await self.flush()
                 self._io.cancel_scope.cancel()
         finally:
@@ -351,7 +356,7 @@ class Session:
             self._cause = cause
             self._flush = flush
             self._reading.cancel()
-            if self._offer is not None:
+            if self._offer is not None and not (flush and self._changing is not None):
                 # what is still to be sent goes by the road in use
                 self._offer.cancel()
 
@@ -484,6 +489,9 @@ class Session:
                     changed = True
             finally:
                 self._offer = None
+                if self._changing is not None:
+                    self._changing.set()
+                    self._changing = None
                 if not changed:
                     self.automaton.lose_offer()
                     polling.release()
@@ -559,10 +567,13 @@ class Session:
         while True:
             packets = await road.receive()
             for index, packet in enumerate(packets):
+                if self._cause is not None and packet.type is PacketType.UPGRADE:
+                    return []  # a session that ends, whose automaton is closed, reads no more
                 answer = self.automaton.receive_offer(packet, anyio.current_time())
                 if answer is None:
                     return packets[index + 1 :]
                 polling.hold()
+                self._changing = anyio.Event()
                 await road.send([answer])
 
     def _change_road(self, road: Transport, rest: list[Packet]) -> None:

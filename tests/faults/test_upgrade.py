@@ -9,7 +9,7 @@ import anyio
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from brightsocket_anyio import Brightsocket, Connection
+from brightsocket_anyio import Brightsocket, Connection, Refused
 
 from ..support import Raw, serving, serving_in_memory, until
 from .poller import Poller, polling, unpack
@@ -297,3 +297,20 @@ async def test_a_session_that_ends_on_the_way_takes_the_websocket_with_it(
             await end(peer)
             await until(lambda: len(stream.api.pool) == 0)
             assert await road.drain() == []
+
+
+@each_eio
+async def test_a_session_that_ends_once_the_probe_is_answered_says_so_on_the_new_road(eio: int) -> None:
+    """The peer does not poll any more: whatever is left to say, a refusal above all, is heard there or nowhere."""
+    api = Brightsocket()
+
+    @api.connect("REFUSER")
+    def refuser() -> None:
+        raise Refused("not you")
+
+    async with serving(api) as bound, polling(bound, eio) as peer:
+        await peer.join()
+        async with peer.probed() as road:
+            await peer.event("BRIGHTSOCKET:IDENTIFY", {"BRIGHTSOCKET:CHANNEL": "REFUSER"})
+            await road.send("5")
+            assert await road.drain() == ['42["BRIGHTSOCKET:REFUSED",{"reason":"not you"}]', "41"]
