@@ -25,12 +25,13 @@ from brightsocket_anyio import Bound, Brightsocket, Connection
 from brightsocket_anyio.connection import ConnectionCore
 from brightsocket_anyio.server import Server
 from brightsocket_anyio.session import Session
+from brightsocket_anyio.transports.httpx_polling import HttpxPollingTransport
 from brightsocket_anyio.transports.stream import StreamTransport
 
 from .streams import MemoryStream
 
 #: seconds after which a test that waits for something has failed
-PATIENCE = 10
+PATIENCE = 60
 
 
 @asynccontextmanager
@@ -145,7 +146,7 @@ async def until(condition: Callable[[], object]) -> None:
 def census() -> Counter[str]:
     """What is alive and must not outlive its scope: our objects by class, file descriptors, the loop's tasks."""
     gc.collect()
-    kinds = (Server, Session, ConnectionCore, Connection, StreamTransport)
+    kinds = (Server, Session, ConnectionCore, Connection, StreamTransport, HttpxPollingTransport)
     counts = Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, kinds))
     counts["descriptors"] = len(os.listdir("/proc/self/fd"))
     counts["tasks"] = len(anyio.get_running_tasks())

@@ -15,6 +15,8 @@ import pytest
 import brightsocket_anyio
 from brightsocket_anyio import ChannelRefused, open_client
 
+from .support import PATIENCE
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "brightsocket_anyio"
 README = ROOT / "README.md"
@@ -36,7 +38,7 @@ def run_blocks(path: Path) -> list[dict[str, Any]]:
 
 async def test_the_server_and_the_client_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
     server, client = run_blocks(README)
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE):
         async with anyio.create_task_group() as task_group:
             bound = await task_group.start(partial(server["api"].serve, port=0))
             await client["main"](bound.url)

@@ -35,6 +35,7 @@ from brightsocket_anyio.transport import ASGIApp, Message, Receive, Scope, Send,
 from brightsocket_anyio.transports.httpx_stream import connect_websocket
 
 from .streams import CLOSE, TEXT, MemoryStream, frame, linked
+from .support import PATIENCE
 
 SETTINGS = Settings()
 HEAD = b"Host: x\r\n"
@@ -728,7 +729,7 @@ async def test_ends_of_a_bridged_websocket(data: bytes, code: int, reason: str) 
             await peer.send(data)
         else:
             await peer.stream.aclose()
-        with anyio.fail_after(5):
+        with anyio.fail_after(PATIENCE):
             await done.wait()
         if data:
             await peer.stream.send_eof()

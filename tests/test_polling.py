@@ -317,7 +317,7 @@ class TestGoodbye:
             await post.result()
             assert (await (await peer.get()).result())[1] == b"6"
             await refused(await peer.post(b"4hello"))
-            with anyio.fail_after(1):
+            with anyio.fail_after(4):
                 await peer.transport.aclose()
             await refused(await peer.get(), 1)
 

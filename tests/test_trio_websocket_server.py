@@ -12,7 +12,8 @@ import trio
 from trio_websocket import serve_websocket
 
 from brightsocket_anyio import Bound, Brightsocket, Connection, HandshakeError, open_client
-from tests.support import identified
+
+from .support import PATIENCE, identified
 
 pytestmark = pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)
 
@@ -36,7 +37,7 @@ async def test_a_client_is_served() -> None:
         async def add(a: int, b: int) -> int:
             return a + b
 
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE):
         async with api.running(), trio_program(api) as bound:
             async with open_client(bound.url) as client:
                 connection = await client.connect("ECHO")
@@ -49,7 +50,7 @@ async def test_a_client_is_served() -> None:
 
 async def test_another_path_and_an_api_that_does_not_run_are_refused() -> None:
     api = Brightsocket()
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE):
         async with trio_program(api) as bound:
             async with open_client(bound.url) as client:
                 with pytest.raises(HandshakeError, match="running") as caught:

@@ -13,7 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from brightsocket_anyio import Brightsocket, Client, Connection, open_client
 
-from ..support import census, serving_in_memory, until
+from ..support import PATIENCE, census, serving_in_memory, until
 
 #: more checkpoints than any operation here has
 MANY = 60
@@ -89,7 +89,7 @@ class Place:
 
     async def works(self, client: Client) -> None:
         """The client can be used, on the channel that it is on or on a new one, and nobody else is connected."""
-        with anyio.fail_after(5):
+        with anyio.fail_after(PATIENCE):
             connection = client.connection or await client.connect("WORK")
             assert await connection.call("ECHO", "still") == "still"
             await until(lambda: len(self.api.pool) == 1)
@@ -235,7 +235,7 @@ async def test_receive(waiting: bool) -> None:
                     await connection.call("ECHO", 0)
                 await cancelling.run(told.receive)
                 received = [cancelling.result] if cancelling.completed else []
-                with anyio.fail_after(5):
+                with anyio.fail_after(PATIENCE):
                     while len(received) < 2:
                         received.append(await told.receive())
                 assert received == [1, 2]
@@ -259,7 +259,7 @@ async def test_aclose_of_a_stream() -> None:
             with pytest.raises(anyio.ClosedResourceError):
                 await first.receive()
             async with connection.receive("TOLD") as second:
-                with anyio.fail_after(5):
+                with anyio.fail_after(PATIENCE):
                     assert await second.receive() == 1
             await place.works(client)
         return cancelling.waits < at
