@@ -89,8 +89,8 @@ def interop(session: nox.Session) -> None:
         install_node_packages(session, folder)
     install(session, "test")
     posargs = session.posargs or [str(INTEROP), str(BROWSER)]
-    # a worker for each core: most of the time goes to starting peers
-    session.run("pytest", "--numprocesses=auto", *posargs)
+    # a worker for each core: most of the time goes to starting peers; tests of the same peer go to the same worker
+    session.run("pytest", "--numprocesses=auto", "--dist=loadgroup", *posargs)
 
 
 @nox.session(python=PYTHONS)
