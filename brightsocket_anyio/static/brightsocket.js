@@ -1,17 +1,17 @@
 // @ts-check
 /**
- * Brightsocket for browsers: one ES module, no build step, no dependencies.
+ * Brightsocket for browsers: one ES module, no build step, no dependencies. A Brightsocket server serves it itself:
  *
- *     import brightsocket from "./brightsocket.js";
+ *     import brightsocket from "/socket.io/brightsocket.js";
  *
- *     const client = brightsocket();                            // this page's server; or brightsocket("https://example.org")
- *     client.receive("LOGGED_IN", ({ userType, token }) => client.connect(userType, { token }));
- *     await client.connect("GUEST", { username, password });    // rejects with Refused, and the server's reason
- *     client.send("MESSAGE", "hello");
- *     const users = await client.call("LIST_USERS");
+ *     const api = brightsocket();                            // the server that this module came from; or brightsocket(URL)
+ *     api.receive("LOGGED_IN", ({ userType, token }) => api.connect(userType, { token }));
+ *     await api.connect("GUEST", { username, password });    // rejects with Refused, and the server's reason
+ *     api.send("MESSAGE", "hello");
+ *     const users = await api.call("LIST_USERS");
  *
- * A client is on one channel at a time. `connect` ends the session on the old channel, waits until it is over, and only then
- * opens the new one. Receivers are put on the client, and stay over a switch.
+ * A client is on one channel at a time. `connect` ends the connection to the old channel, waits until it is over, and only
+ * then opens the new one. Receivers put on the client stay over a switch, those put on a connection end with it.
  *
  * The wire, from the bottom: WebSocket messages carry Engine.IO 4 packets, which carry Socket.IO protocol 5 packets.
  *   - Engine.IO: a text message is a type digit and its data: 0 open, 1 close, 2 ping, 3 pong, 4 message (5 and 6 belong to
@@ -37,14 +37,23 @@ const RESERVED = new Set(["connect", "connect_error", "disconnect", "disconnecti
 const OPEN_TIMEOUT = 20_000;
 const CLOSE_TIMEOUT = 5_000;
 
+/** Actions that may wait for a receiver; when there are more, the oldest is dropped. */
+const INBOX_SIZE = 1_000;
+
 const PACKET = /^([0-6])(?:(\d{1,4})-)?(?:(\/[^,]*),?)?(\d{1,15})?(.*)$/s;
+
+/** @typedef {Record<string, unknown>} Identity */
+/** @typedef {(...payload: any[]) => unknown} Receiver */
+/** @typedef {Map<string, Set<{receiver: Receiver}>>} Receivers by action */
+/** @typedef {{action: string, values: any[], answer: ((values: unknown[]) => void) | null}} Arrival */
+/** @typedef {ArrayBuffer | ArrayBufferView | Blob} Binary */
 
 /** The server turned this client away: it is on no channel now. */
 export class Refused extends Error {
   /**
    * @param {string} channel
    * @param {string} reason
-   * @param {unknown} [data] what a Socket.IO server may send beside the reason
+   * @param {unknown} [data] what the server sent beside the reason
    */
   constructor(channel, reason, data) {
     super(reason);
@@ -70,8 +79,11 @@ export class Disconnected extends Error {
 }
 
 /**
- * @param {string} [location] the server's URL; left out, the page's own server
- * @param {{path?: string}} [options] where the API is on the server; `/socket.io/` unless it says otherwise
+ * Make a client. Nothing is opened before `connect`.
+ *
+ * @param {string} [location] the server's URL, to which the path is added; its query goes out with the handshake. Left out,
+ *   it is the server that this module was loaded from.
+ * @param {{path?: string}} [options] where the API is on the server: `/socket.io/`, unless it says otherwise
  */
 export default function brightsocket(location, options) {
   return new Client(location, options);
@@ -79,18 +91,14 @@ export default function brightsocket(location, options) {
 
 export class Client {
   #url;
-  /** @type {Map<string, Set<Function>>} */
+  /** @type {Receivers} */
   #receivers = new Map();
-  /** @type {Session | null} the newest; an older one is over before it is made */
-  #session = null;
-  #wish = 0; // counts connect and disconnect: the newest wins
+  /** @type {Connection | null} the newest; it opens when the one before is over */
+  #connection = null;
 
   /** @param {string} [location] @param {{path?: string}} [options] */
-  constructor(location = globalThis.location?.origin, { path = "/socket.io/" } = {}) {
-    const url = new URL(path, location);
-    url.protocol = url.protocol.replace("http", "ws");
-    url.search = "?EIO=4&transport=websocket";
-    this.#url = url.href;
+  constructor(location, options) {
+    this.#url = endpoint(location, options?.path);
   }
 
   /**
@@ -101,44 +109,37 @@ export class Client {
 
   /** The channel that the server has let this client in to, or null. */
   get channel() {
-    return this.#session?.open ? this.#session.channel : null;
+    return this.#connection?.open ? this.#connection.channel : null;
   }
 
   /**
    * Leave the channel that this client is on, and when that is over, go to another.
    *
    * @param {string} channel
-   * @param {object | Function} [identity] what the server is to know; may be left out
-   * @param {Function} [callback] called before the promise resolves
-   * @returns {Promise<void>} resolves when the server has let the client in; rejects with Refused when it did not, and with
-   *   Disconnected when the server cannot be reached, or another `connect` or `disconnect` came first
+   * @param {Identity | ((connection: Connection) => void)} [identity] what the server is to know; may be left out
+   * @param {(connection: Connection) => void} [callback] called before the promise resolves
+   * @returns {Promise<Connection>} resolves when the server has let the client in; rejects with Refused when it did not, and
+   *   with Disconnected when the server cannot be reached, or another `connect` or `disconnect` came first
    */
-  async connect(channel, identity = {}, callback) {
+  async connect(channel, identity, callback) {
     if (typeof identity === "function") [identity, callback] = [{}, identity];
-    const wish = ++this.#wish;
-    await this.#session?.close("superseded", "another connect() or disconnect() came first");
-    if (wish !== this.#wish) throw new Disconnected("superseded", "another connect() or disconnect() came first");
-    const session = new Session(this.#url, channel, identity, (action, values, answer) =>
-      this.#dispatch(action, values, answer),
-    );
-    this.#session = session;
-    session.ended.then((end) => {
-      // Whoever awaits connect() hears of a session that never opened.
-      if (session.wasOpen && !session.closing) this.onclose?.(end);
-    });
-    await session.accepted;
-    callback?.();
+    const over = this.#connection?.end("superseded", "another connect() came first");
+    const connection = (this.#connection = new Connection(this.#url, channel, identity ?? {}, this.#receivers, over));
+    await connection.accepted;
+    connection.closed.then((end) => connection.ending || this.onclose?.(end));
+    callback?.(connection);
+    return connection;
   }
 
   /**
-   * Send an action.
+   * Send an action. What is sent while `connect` waits goes out when the server has let the client in.
    *
    * @param {string} action
-   * @param {...unknown} payload a JSON value, in which ArrayBuffers and their views may stand; or none, or several
+   * @param {...unknown} payload a JSON value, in which ArrayBuffers, their views and Blobs may stand; or none, or several
    * @throws {Disconnected} this client is on no channel
    */
   send(action, ...payload) {
-    this.#opened().event(action, payload);
+    this.#current().send(action, ...payload);
   }
 
   /**
@@ -146,24 +147,24 @@ export class Client {
    *
    * @param {string} action
    * @param {...unknown} payload
-   * @returns {Promise<any>} the answer; rejects with Disconnected when the connection ends before it
+   * @returns {Promise<any>} the answer (an array of them, if there are several); rejects with Disconnected when the
+   *   connection ends before it
    */
   async call(action, ...payload) {
-    return this.#opened().call(action, payload);
+    return this.#current().call(action, ...payload);
   }
 
   /**
-   * Have a function called with the payload of each action of this name. What it returns, or what its promise brings,
-   * answers the server's call, if it was one.
+   * Have a function called with the payload of each action of this name, on whichever channel the client is. What it
+   * returns, or what its promise brings, answers the server's call, if it was one.
    *
    * @param {string} action
-   * @param {(...payload: any[]) => unknown} callback
+   * @param {Receiver} receiver
    * @returns {() => void} call it to stop
    */
-  receive(action, callback) {
-    const receivers = this.#receivers.get(action) ?? new Set();
-    this.#receivers.set(action, receivers.add(callback));
-    return () => receivers.delete(callback);
+  receive(action, receiver) {
+    this.#connection?.deliverSoon(action);
+    return register(this.#receivers, action, receiver);
   }
 
   /**
@@ -172,103 +173,186 @@ export class Client {
    * @returns {Promise<void>} resolves when it is over
    */
   async disconnect() {
-    this.#wish += 1;
-    await this.#session?.close("closed", "this client disconnected");
+    await this.#connection?.end("closed", "this client disconnected");
   }
 
-  #opened() {
-    if (!this.#session?.open) throw new Disconnected("closed", "this client is on no channel");
-    return this.#session;
-  }
-
-  /** @param {string} action @param {any[]} values @param {((values: any[]) => void) | null} answer */
-  #dispatch(action, values, answer) {
-    for (const receiver of [...(this.#receivers.get(action) ?? [])]) {
-      // In a promise, so that one that throws is reported by the browser and takes nothing else down.
-      const result = new Promise((resolve) => resolve(receiver(...values)));
-      if (answer) {
-        const reply = answer;
-        result.then((value) => reply(value === undefined ? [] : [value]));
-        answer = null; // the first receiver answers
-      }
-    }
+  #current() {
+    if (!this.#connection) throw new Disconnected("closed", "this client is on no channel");
+    return this.#connection;
   }
 }
 
-/** One WebSocket, from its handshake to its end, for one channel. */
-class Session {
-  #socket;
+/** A client's stay on one channel: one WebSocket, from its handshake to its end. Made by `Client.connect`. */
+export class Connection {
+  #url;
   #namespace;
   #identity;
-  #dispatch;
-  #patience = OPEN_TIMEOUT; // milliseconds of silence that the server is allowed
-  #watchdog;
+  /** @type {[Receivers, Receivers]} the client's, and those of this connection */
+  #receivers;
+  /** @type {WebSocket | undefined} */
+  #socket;
+  #joined = false; // the namespace's CONNECT was answered
+  #accepted = false; // the server has let us in
+  #ending = false; // by this side
+  /** @type {Disconnected | null} */
+  #end = null;
+
+  /** @type {(string | Binary)[]} what was sent before the server let us in */
+  #held = [];
+  /** @type {Map<number, {resolve: (answer: any) => void, reject: (error: Error) => void}>} */
   #calls = new Map();
   #lastCall = 0;
   /** @type {{text: string, missing: number, buffers: ArrayBuffer[]} | null} a packet that waits for its attachments */
   #partial = null;
-  /** @type {Disconnected | null} */
-  #end = null;
-  #accept;
-  #reject;
-  #finish;
+  /** @type {Arrival[]} what no receiver has taken yet */
+  #inbox = [];
 
-  #joined = false; // the namespace's CONNECT was answered
-  wasOpen = false; // the server has let us in, once
-  closing = false;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #watchdog;
+  #patience = OPEN_TIMEOUT; // milliseconds of silence that the server is allowed
+  #heard = 0;
 
-  constructor(url, channel, identity, dispatch) {
-    this.channel = channel;
-    this.#namespace = channel.startsWith("/") ? channel : "/";
+  #accept = () => {};
+  #reject = /** @type {(error: Error) => void} */ (() => {});
+  #finish = /** @type {(end: Disconnected) => void} */ (() => {});
+
+  /**
+   * @param {string} url
+   * @param {string} channel
+   * @param {Identity} identity
+   * @param {Receivers} receivers the client's
+   * @param {Promise<unknown>} [previous] the connection before this one is over
+   */
+  constructor(url, channel, identity, receivers, previous = Promise.resolve()) {
+    this.#url = url;
     this.#identity = identity;
-    this.#dispatch = dispatch;
+    this.#namespace = channel.startsWith("/") ? channel : "/";
+    this.#receivers = [receivers, new Map()];
+    this.channel = channel;
+    /** @type {Promise<void>} resolves when the server has let the client in, rejects when it has not */
     this.accepted = new Promise((resolve, reject) => ([this.#accept, this.#reject] = [resolve, reject]));
-    this.ended = new Promise((resolve) => (this.#finish = resolve));
-    this.#socket = new WebSocket(url);
-    this.#socket.binaryType = "arraybuffer";
-    this.#socket.onmessage = ({ data }) => this.#guarded(data);
-    this.#socket.onclose = () => this.#over();
-    this.#watch();
+    /** @type {Promise<Disconnected>} resolves when this connection is over, with the reason */
+    this.closed = new Promise((resolve) => (this.#finish = resolve));
+    previous.then(() => (this.#end ? this.#over() : this.#dial()));
   }
 
+  /** The server has let the client in, and the connection has not ended. */
   get open() {
-    return this.wasOpen && !this.#end && this.#socket.readyState === WebSocket.OPEN;
+    return this.#accepted && !this.#end && this.#socket?.readyState === WebSocket.OPEN;
   }
 
-  /** @param {string} action @param {unknown[]} values @param {number} [id] */
-  event(action, values, id) {
-    if (typeof action !== "string" || RESERVED.has(action)) throw new TypeError(`${action} cannot be an action's name`);
-    this.#packet(2, [action, ...values], id);
+  /** It was this side that ended the connection. */
+  get ending() {
+    return this.#ending;
   }
 
-  call(action, values) {
+  /**
+   * As `Client.send`, on this connection only.
+   *
+   * @param {string} action
+   * @param {...unknown} payload
+   * @throws {Disconnected} this connection is over
+   */
+  send(action, ...payload) {
+    this.#event(action, payload);
+  }
+
+  /**
+   * As `Client.call`, on this connection only.
+   *
+   * @param {string} action
+   * @param {...unknown} payload
+   * @returns {Promise<any>}
+   */
+  async call(action, ...payload) {
     const id = ++this.#lastCall;
-    return new Promise((resolve, reject) => {
-      this.event(action, values, id);
-      this.#calls.set(id, { resolve, reject });
+    this.#event(action, payload, id);
+    return new Promise((resolve, reject) => this.#calls.set(id, { resolve, reject }));
+  }
+
+  /**
+   * As `Client.receive`, for as long as this connection lasts.
+   *
+   * @param {string} action
+   * @param {Receiver} receiver
+   * @returns {() => void} call it to stop
+   */
+  receive(action, receiver) {
+    this.deliverSoon(action);
+    return register(this.#receivers[1], action, receiver);
+  }
+
+  /**
+   * End this connection.
+   *
+   * @returns {Promise<void>} resolves when it is over
+   */
+  async disconnect() {
+    await this.end("closed", "this client disconnected");
+  }
+
+  /** For the client: end this connection. @param {string} code @param {string} reason */
+  end(code, reason) {
+    if (!this.#end) {
+      this.#ending = true;
+      if (this.#joined && this.#socket?.readyState === WebSocket.OPEN) this.#transmit(this.#encode(1));
+      this.#stop(code, reason);
+    }
+    return this.closed;
+  }
+
+  /** For the client: there is a new receiver, which gets what has waited. @param {string} action */
+  deliverSoon(action) {
+    // not at once: whoever registers a receiver does not expect it to be called before that is done
+    queueMicrotask(() => {
+      const waiting = this.#inbox.filter((arrival) => arrival.action === action);
+      this.#inbox = this.#inbox.filter((arrival) => arrival.action !== action);
+      for (const arrival of waiting) this.#deliver(arrival);
     });
   }
 
-  /** End the session from this side. @returns {Promise<Disconnected>} when it is over */
-  close(code, reason) {
-    this.closing = true;
-    if (this.#joined && !this.#end && this.#socket.readyState === WebSocket.OPEN) this.#packet(1);
-    this.#stop(code, reason);
-    return this.ended;
+  // -- the life of the WebSocket
+
+  #dial() {
+    try {
+      this.#socket = new WebSocket(this.#url);
+    } catch (error) {
+      this.#end = new Disconnected("unreachable", String(error)); // a page of https: may not use ws:
+      return this.#over();
+    }
+    this.#socket.binaryType = "arraybuffer";
+    this.#socket.onmessage = ({ data }) => this.#guarded(data);
+    this.#socket.onclose = () => this.#over();
+    this.#heard = performance.now();
+    this.#watch();
   }
 
+  /** The server pings at fixed intervals: longer silence means that it is gone, though no socket says so. */
+  #watch() {
+    clearTimeout(this.#watchdog);
+    const left = this.#heard + this.#patience - performance.now();
+    this.#watchdog = setTimeout(() => {
+      if (performance.now() < this.#heard + this.#patience) return this.#watch();
+      this.#stop("timeout", "the server is silent");
+      this.#over();
+    }, left);
+  }
+
+  /** @param {string} code @param {string} reason */
   #stop(code, reason) {
     if (this.#end) return;
     this.#end = new Disconnected(code, reason);
-    this.#socket.close(); // what was sent before still goes out
+    this.#inbox = [];
     clearTimeout(this.#watchdog);
+    if (!this.#socket) return; // it waits for the connection before it, and is over after that one
+    this.#socket.close(); // what was sent before still goes out
     this.#watchdog = setTimeout(() => this.#over(), CLOSE_TIMEOUT); // a peer that is gone never closes its side
   }
 
   #over() {
     clearTimeout(this.#watchdog);
-    this.#socket.onmessage = this.#socket.onclose = null;
-    this.#end ??= this.wasOpen
+    if (this.#socket) this.#socket.onmessage = this.#socket.onclose = null;
+    this.#end ??= this.#accepted
       ? new Disconnected("lost", "the connection to the server was lost")
       : new Disconnected("unreachable", "the server cannot be reached, or is no Socket.IO server");
     this.#reject(this.#end);
@@ -277,24 +361,18 @@ class Session {
     this.#finish(this.#end);
   }
 
-  /** The server pings at fixed intervals: longer silence means that it is gone, though no socket says so. */
-  #watch() {
-    clearTimeout(this.#watchdog);
-    this.#watchdog = setTimeout(() => {
-      this.#stop("timeout", "the server is silent");
-      this.#over();
-    }, this.#patience);
-  }
+  // -- what comes in
 
   /** @param {string | ArrayBuffer} data */
   #guarded(data) {
     if (this.#end) return; // in flight when we closed
+    this.#heard = performance.now();
     try {
       if (typeof data !== "string") this.#attachment(data);
-      else this.#engine(data[0], data.slice(1));
+      else this.#engine(data.charAt(0), data.slice(1));
     } catch (error) {
       // The server's fault, or an identity that JSON cannot carry. Receivers run elsewhere: theirs do not come here.
-      this.#stop("protocol error", error.message);
+      this.#stop("protocol error", error instanceof Error ? error.message : String(error));
     }
   }
 
@@ -302,17 +380,16 @@ class Session {
   #engine(type, data) {
     switch (type) {
       case "0": {
-        const { pingInterval, pingTimeout } = parse(data);
+        const { pingInterval, pingTimeout } = JSON.parse(data);
         if (!(pingInterval > 0 && pingTimeout > 0)) throw new Error("an open packet without its times");
         this.#patience = pingInterval + pingTimeout;
         this.#watch();
-        return this.#packet(0, this.#namespace === "/" ? undefined : this.#identity);
+        return this.#transmit(this.#encode(0, this.channel === this.#namespace ? this.#identity : undefined));
       }
       case "1":
         return this.#stop("closed by server", "the server closed the session");
       case "2":
-        this.#watch();
-        return this.#socket.send("3" + data);
+        return this.#transmit([`3${data}`]);
       case "4":
         return this.#message(data);
       case "6":
@@ -325,12 +402,9 @@ class Session {
   /** @param {string} text */
   #message(text) {
     if (this.#partial) throw new Error("a packet in place of an attachment");
-    const attachments = /^[56](\d{1,4})-/.exec(text);
-    if (attachments && Number(attachments[1]) > 0) {
-      this.#partial = { text, missing: Number(attachments[1]), buffers: [] };
-    } else {
-      this.#socketio(text, []);
-    }
+    const missing = Number(/^[56](\d{1,4})-/.exec(text)?.[1] ?? 0);
+    if (missing) this.#partial = { text, missing, buffers: [] };
+    else this.#packet(text, []);
   }
 
   /** @param {ArrayBuffer} buffer */
@@ -340,21 +414,20 @@ class Session {
     partial.buffers.push(buffer);
     if (partial.buffers.length < partial.missing) return;
     this.#partial = null;
-    this.#socketio(partial.text, partial.buffers);
+    this.#packet(partial.text, partial.buffers);
   }
 
   /** @param {string} text @param {ArrayBuffer[]} buffers */
-  #socketio(text, buffers) {
+  #packet(text, buffers) {
     const [, type, , namespace = "/", id, json] = PACKET.exec(text) ?? [];
     if (!type) throw new Error("an unknown Socket.IO packet");
     if (namespace !== this.#namespace) return;
-    const data = json ? parse(json, type > "4" ? buffers : null) : undefined;
+    const data = json ? decode(json, type > "4" ? buffers : null) : undefined;
     switch (type) {
       case "0":
         this.#joined = true;
-        if (this.channel === this.#namespace) this.#opened();
-        else this.#packet(2, [IDENTIFY, { ...this.#identity, [CHANNEL]: this.channel }]);
-        return;
+        if (this.channel === this.#namespace) return this.#opened();
+        return this.#transmit(this.#encode(2, [IDENTIFY, { ...this.#identity, [CHANNEL]: this.channel }]));
       case "1":
         return this.#stop("closed by server", "the server ended the connection");
       case "4":
@@ -362,7 +435,7 @@ class Session {
       case "2":
       case "5":
         if (!Array.isArray(data) || typeof data[0] !== "string") throw new Error("an event without a name");
-        return this.#event(data[0], data.slice(1), id);
+        return this.#action(data[0], data.slice(1), id);
       case "3":
       case "6": {
         if (!Array.isArray(data)) throw new Error("an answer that is no array");
@@ -374,7 +447,7 @@ class Session {
   }
 
   /** @param {string} action @param {any[]} values @param {string | undefined} id */
-  #event(action, values, id) {
+  #action(action, values, id) {
     switch (action) {
       case IDENTIFIED:
         return this.#opened();
@@ -383,12 +456,17 @@ class Session {
       case CLOSED:
         return this.#stop(String(values[0]?.code ?? "closed by server"), String(values[0]?.reason ?? "the server closed"));
     }
-    const answer = id === undefined ? null : (values) => this.open && this.#packet(3, values, Number(id));
-    if (this.wasOpen) this.#dispatch(action, values, answer);
+    if (!this.#accepted) return;
+    /** @param {unknown[]} values */
+    const reply = (values) => this.open && this.#transmit(this.#encode(3, values, Number(id)));
+    this.#deliver({ action, values, answer: id === undefined ? null : reply });
   }
 
   #opened() {
-    this.wasOpen = true;
+    if (this.#accepted) return;
+    this.#accepted = true;
+    this.#transmit(this.#held);
+    this.#held = [];
     this.#accept();
   }
 
@@ -397,28 +475,96 @@ class Session {
     this.#stop("refused", String(reason));
   }
 
-  /** @param {number} type @param {unknown} [data] @param {number} [id] */
-  #packet(type, data, id) {
-    /** @type {(ArrayBuffer | ArrayBufferView)[]} */
+  /** @param {Arrival} arrival */
+  #deliver(arrival) {
+    const receivers = this.#receivers.flatMap((each) => [...(each.get(arrival.action) ?? [])]);
+    if (receivers.length === 0 && this.#inbox.push(arrival) > INBOX_SIZE) {
+      const dropped = this.#inbox.shift();
+      console.warn(`brightsocket: too much waits for a receiver; dropped the oldest, ${dropped?.action}`);
+    }
+    for (const [index, { receiver }] of receivers.entries()) {
+      if (this.#end) return; // by the receiver before
+      // In a promise, so that one that throws is reported by the browser and takes nothing else down.
+      const result = new Promise((resolve) => resolve(receiver(...arrival.values)));
+      const answer = index === 0 && arrival.answer; // the first one answers
+      if (answer) result.then((value) => answer(value === undefined ? [] : [value]));
+    }
+  }
+
+  // -- what goes out
+
+  /** @param {string} action @param {unknown[]} values @param {number} [id] */
+  #event(action, values, id) {
+    if (typeof action !== "string" || RESERVED.has(action)) throw new TypeError(`${action} cannot be an action's name`);
+    if (this.#end) throw new Disconnected(this.#end.code, this.#end.reason);
+    const frames = this.#encode(2, [action, ...values], id);
+    if (this.#accepted) this.#transmit(frames);
+    else this.#held.push(...frames);
+  }
+
+  /**
+   * A Socket.IO packet as WebSocket messages.
+   *
+   * @param {number} type @param {unknown} [data] @param {number} [id]
+   * @returns {(string | Binary)[]}
+   */
+  #encode(type, data, id) {
+    /** @type {Binary[]} */
     const buffers = [];
-    const json = data === undefined ? "" : JSON.stringify(data, (_, value) => {
-      if (!(value instanceof ArrayBuffer || ArrayBuffer.isView(value))) return value;
-      return { _placeholder: true, num: buffers.push(value) - 1 };
+    const json = JSON.stringify(data, function (key, value) {
+      const raw = this[key]; // before a toJSON
+      return isBinary(raw) ? { _placeholder: true, num: buffers.push(raw) - 1 } : value;
     });
     if (buffers.length && type === 0) throw new TypeError("an identity for a namespace cannot hold binary data");
     const header = buffers.length ? `${type + 3}${buffers.length}-` : type;
     const namespace = this.#namespace === "/" ? "" : `${this.#namespace},`;
-    this.#socket.send(`4${header}${namespace}${id ?? ""}${json}`);
-    for (const buffer of buffers) this.#socket.send(buffer);
+    return [`4${header}${namespace}${id ?? ""}${json ?? ""}`, ...buffers];
+  }
+
+  /** @param {(string | Binary)[]} frames */
+  #transmit(frames) {
+    for (const frame of frames) this.#socket?.send(/** @type {any} */ (frame));
   }
 }
 
-/** @param {string} json @param {ArrayBuffer[] | null} [buffers] what placeholders stand for */
-function parse(json, buffers) {
+/** The URL of an API's WebSockets. @param {string} [location] @param {string} [path] */
+function endpoint(location, path) {
+  let url;
+  if (location === undefined) {
+    url = new URL(path ?? ".", import.meta.url);
+    url.search = "";
+  } else {
+    url = new URL(location, globalThis.location?.href);
+    url.pathname = url.pathname.replace(/\/$/, "") + (path ?? "/socket.io/");
+  }
+  url.protocol = url.protocol.replace("http", "ws");
+  if (!url.protocol.startsWith("ws")) throw new TypeError(`brightsocket needs the URL of a server, unlike ${url}`);
+  url.hash = "";
+  url.searchParams.set("EIO", "4");
+  url.searchParams.set("transport", "websocket");
+  return url.href;
+}
+
+/** @param {Receivers} receivers @param {string} action @param {Receiver} receiver */
+function register(receivers, action, receiver) {
+  const entry = { receiver }; // its own, so that a function may be registered twice
+  const entries = receivers.get(action) ?? new Set();
+  receivers.set(action, entries.add(entry));
+  return () => void entries.delete(entry);
+}
+
+/** @param {unknown} value @returns {value is Binary} */
+function isBinary(value) {
+  return value instanceof ArrayBuffer || ArrayBuffer.isView(value) || value instanceof Blob;
+}
+
+/** @param {string} json @param {ArrayBuffer[] | null} buffers what placeholders stand for */
+function decode(json, buffers) {
   if (!buffers) return JSON.parse(json);
   return JSON.parse(json, (_, value) => {
     if (value?._placeholder !== true) return value;
-    if (!Number.isInteger(value.num) || !(value.num in buffers)) throw new Error("a placeholder without an attachment");
-    return buffers[value.num];
+    const buffer = Number.isInteger(value.num) ? buffers[value.num] : undefined;
+    if (!buffer) throw new Error("a placeholder without its attachment");
+    return buffer;
   });
 }

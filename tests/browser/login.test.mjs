@@ -1,9 +1,12 @@
 // The login example's page in Chromium, as a person uses it. The server runs already; its process is SERVER_PID.
+// CLIENT says by which client: brightsocket.js, or the stock one with these transports.
 import assert from "node:assert/strict";
+import { readFile } from "node:fs/promises";
 import test from "node:test";
-import { openPage } from "./launch.mjs";
+import { openPage, watchTransports } from "./launch.mjs";
 
-const { URL: url, USERNAME, PASSWORD, SERVER_PID, SCREENSHOTS } = process.env;
+const { CLIENT, URL: url, USERNAME, PASSWORD, SERVER_PID, SCREENSHOTS } = process.env;
+const OURS = CLIENT === "brightsocket.js";
 
 const status = (page, text) => page.getByRole("status").filter({ hasText: text }).waitFor();
 const current = (page) => page.locator(".channels [aria-current]").allTextContents();
@@ -20,13 +23,35 @@ async function picture(page, name) {
   if (SCREENSHOTS) await page.screenshot({ path: `${SCREENSHOTS}/${name}.png`, fullPage: true });
 }
 
+/** Have the page find the stock client where it looks for brightsocket.js. */
+async function replaceModule(page) {
+  const contentType = "text/javascript";
+  const client = await readFile("stock-client.mjs", "utf8");
+  const body = client.replace("TRANSPORTS,", `${JSON.stringify(CLIENT.split(","))},`);
+  await page.route("**/socket.io/brightsocket.js", (route) => route.fulfill({ contentType, body }));
+  const path = "node_modules/socket.io-client/dist/socket.io.esm.min.js";
+  await page.route("**/stock/*.js", (route) => route.fulfill({ contentType, path }));
+}
+
+/** Call a function with the token of each login that a page is sent. */
+function watchLogins(page, found) {
+  const look = (text) => {
+    const [, data] = /42\["LOGGED_IN",(\{[^}]*\})/.exec(text) ?? [];
+    if (data) found(JSON.parse(data).token);
+  };
+  page.on("websocket", (socket) => socket.on("framereceived", ({ payload }) => look(String(payload))));
+  page.on("response", async (response) => {
+    if (response.url().includes("transport=polling")) look(await response.text().catch(() => "")); // or it was cut off
+  });
+}
+
 test("the login page", async (suite) => {
   const page = await openPage(suite, { colorScheme: "light" });
   const other = await openPage(suite, { colorScheme: "dark", viewport: { width: 390, height: 844 } });
+  const transports = watchTransports(page);
   let token;
-  page.on("websocket", (socket) => socket.on("framereceived", ({ payload }) => {
-    if (payload.startsWith('42["LOGGED_IN"')) token = JSON.parse(payload.slice(2))[1].token;
-  }));
+  watchLogins(page, (found) => { token = found; });
+  if (!OURS) for (const visitor of [page, other]) await replaceModule(visitor);
 
   await suite.test("a visitor is a guest", async () => {
     for (const visitor of [page, other]) {
@@ -103,6 +128,10 @@ test("the login page", async (suite) => {
     await page.getByRole("button", { name: "List users" }).click();
     await status(page, "You have logged out. Log in again. You are on the GUEST channel.");
     assert.ok((await steps(page)).includes("received UNAUTHORIZED"));
+  });
+
+  await suite.test("all of it went over these transports", () => {
+    assert.deepEqual(transports(), OURS ? ["websocket"] : CLIENT.split(","));
   });
 
   await suite.test("a server that goes away is noticed", async () => {
