@@ -315,7 +315,7 @@ class ConnectionCore:
 
     def fail(self, exc: Exception) -> None:
         """A function of the connection's has failed. Having run into the connection's own end is no failure."""
-        if self.ended is not None and _is_end(exc):
+        if (self.ended is not None or self.session.ending is not None) and _is_end(exc):
             return
         if self._failed is None:
             raise exc
