@@ -13,4 +13,5 @@ from .errors import HandshakeError as HandshakeError
 from .errors import ProtocolError as ProtocolError
 from .errors import Refused as Refused
 from .pool import Pool as Pool
+from .request import Request as Request
 from .settings import Settings as Settings

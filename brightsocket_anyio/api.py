@@ -16,10 +16,12 @@ from anyio.streams.stapled import MultiListener
 from anyio.streams.tls import TLSListener
 
 from .asgi import FrontDoor, Lifespan
-from .listener import serve_listener
+from .listener import TLS_TIMEOUT, serve_listener
 from .pool import Pool
+from .request import Request
 from .server import Channels, Server
 from .settings import ChannelKeywords, SettingKeywords, Settings
+from .signature import adapt
 from .transport import ASGIApp, Receive, Scope, Send
 from .transports.trio_websocket import TrioWebSocketRequest
 
@@ -57,14 +59,28 @@ class Brightsocket:
 
     :param app: an ASGI application to wrap: it gets every request that is not ours, under :meth:`serve` as under any
         ASGI server.
+    :param authorize: a function, synchronous or not, that is called with the :class:`Request` of each new session,
+        before anything is accepted: before the answer to a WebSocket's handshake, before there is a polling session;
+        not for further polls, nor for an upgrade. To turn the client away it raises :exc:`Refused`, whose reason is in
+        the answer (HTTP 403, with Engine.IO's code 4), or returns ``False``; any other exception is a 403 without a
+        reason, and is logged. One that takes longer than ``connect_timeout`` is cancelled, and answered by 503; so is
+        one whose server drains. It is cancelled when the client goes away meanwhile, where the server can tell
+        (trio-websocket cannot).
     :param settings: see :class:`Settings`.
-    :raises ConfigurationError: a setting has an unusable value.
+    :raises ConfigurationError: a setting has an unusable value, or ``authorize`` is no function of one value.
     :ivar pool: everyone connected.
     """
 
-    def __init__(self, app: ASGIApp | None = None, **settings: Unpack[SettingKeywords]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp | None = None,
+        *,
+        authorize: Callable[[Request], Any] | None = None,
+        **settings: Unpack[SettingKeywords],
+    ) -> None:
         self._settings = Settings(**settings)
         self._app = app
+        self._authorize = None if authorize is None else adapt(authorize, "authorize")
         self.pool: Pool = Pool(self._settings)
         self._channels = Channels(self._settings)
         self._running: list[Server] = []
@@ -131,12 +147,15 @@ class Brightsocket:
         :raises ConfigurationError: a channel is defined twice, a base is unknown, or channels extend each other in a
             circle.
         """
-        async with Server(self._channels, self._settings, self.pool, self._app) as server:
+        async with self._server() as server:
             self._running.append(server)
             try:
                 yield
             finally:
                 self._running.remove(server)
+
+    def _server(self) -> Server:
+        return Server(self._channels, self._settings, self.pool, self._app, self._authorize)
 
     async def drain(self) -> None:
         """Take no new session, tell every client that the server goes away, and end the sessions. For a host to call.
@@ -177,7 +196,7 @@ class Brightsocket:
         try:
             async with (
                 Lifespan(self._app, self._settings) as lifespan,
-                Server(self._channels, self._settings, self.pool, self._app) as server,
+                self._server() as server,
             ):
                 app = None if self._app is None else _sharing(self._app, lifespan.state)
                 door = FrontDoor(self._settings, app, lambda: server, self.running)
@@ -221,7 +240,9 @@ async def _bind(
         listener = await anyio.create_unix_listener(uds)
     else:
         listener = await anyio.create_tcp_listener(local_host=host, local_port=port)
-    return listener if ssl_context is None else TLSListener(listener, ssl_context, standard_compatible=False)
+    if ssl_context is None:
+        return listener
+    return TLSListener(listener, ssl_context, standard_compatible=False, handshake_timeout=TLS_TIMEOUT)
 
 
 def _describe(listeners: Sequence[Listener[Any]]) -> Bound:

@@ -6,18 +6,19 @@ import logging
 import traceback
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any, Final, Literal, Self
 
 import anyio
 from anyio import AsyncContextManagerMixin
 
 from . import browser
-from .errors import BrightsocketError
+from .errors import BrightsocketError, ConnectionLost
 from .protocol import handshake
 from .protocol.handshake import RequestError
 from .server import Server, reject_websocket
 from .settings import Settings
-from .transport import ASGIApp, Message, Receive, Scope, Send, WebSocketRequest
+from .transport import ASGIApp, Headers, Message, Receive, Scope, Send, WebSocketRequest
 from .transports.asgi import ASGIWebSocketRequest
 from .transports.polling import PollingTransport
 
@@ -104,8 +105,9 @@ class FrontDoor:
                 raise _not_running(scope)
             await self._handle_polling(server, scope, receive, response)
         except RequestError as exc:
+            response.add(exc.headers)
             await response.give(exc.status, _JSON, exc.body)
-        except _PeerGone:
+        except (_PeerGone, ConnectionLost):
             logger.debug("a polling request was cut off")
 
     async def _handle_polling(self, server: Server, scope: Scope, receive: Receive, response: _Response) -> None:
@@ -116,8 +118,10 @@ class FrontDoor:
         if method not in ("GET", "POST") or (query.sid is None and method != "GET"):
             raise RequestError.of(2)
         if query.sid is None:
+            admission = await server.admit(scope, partial(_wait_gone, receive))
             transport = PollingTransport(query.eio, self._settings, base64=query.base64)
-            server.open(transport, query.eio, scope)
+            server.open(transport, query.eio, admission)
+            response.add(admission.headers)
         else:
             transport = _find(server, query.sid, query.eio)
         if method == "GET":
@@ -273,6 +277,9 @@ class _Response:
         self._send = send
         self._headers = headers
 
+    def add(self, headers: Headers) -> None:
+        self._headers.extend(headers)
+
     async def give(self, status: int, content_type: str, body: bytes) -> None:
         headers = [
             (b"content-type", content_type.encode()),
@@ -307,20 +314,22 @@ async def _answer_poll(transport: PollingTransport, receive: Receive, response: 
         await response.give(200, *content)
 
 
-async def _watch(receive: Receive, gone: anyio.Event, waiting: anyio.CancelScope) -> None:
+async def _wait_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def _watch(receive: Receive, gone: anyio.Event, waiting: anyio.CancelScope) -> None:
+    await _wait_gone(receive)
     gone.set()
     waiting.cancel()
 
 
 def _find(server: Server, sid: str, eio: Literal[3, 4]) -> PollingTransport:
-    session = server.sessions.get(sid)
-    if session is None:
-        raise RequestError.of(1)
-    if session.eio != eio or not isinstance(session.transport, PollingTransport):
+    transport = server.find(sid, eio).transport
+    if not isinstance(transport, PollingTransport):
         raise RequestError.of(3)
-    return session.transport
+    return transport
 
 
 def _header(scope: Scope, name: bytes) -> str:

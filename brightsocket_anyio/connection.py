@@ -16,6 +16,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from .errors import ConfigurationError, ConnectionLost
 from .inbox import Inbox, Item, Lane, Receiver
 from .protocol.state import Unit
+from .request import Request
 from .session import Session
 from .settings import Settings
 from .signature import adapt
@@ -516,13 +517,22 @@ class Connection:
     :ivar identity: what the client handed over.
     :ivar webserver: what the application is mounted on or wrapped around: the wrapped ASGI application, or the host's
         ASGI ``scope["app"]``; ``None`` where there is neither, and on the client.
+    :ivar request: the request that opened the client's session; ``None`` on the client.
     """
 
-    def __init__(self, core: ConnectionCore, channel: str, identity: Mapping[str, Any], webserver: Any = None) -> None:
+    def __init__(
+        self,
+        core: ConnectionCore,
+        channel: str,
+        identity: Mapping[str, Any],
+        webserver: Any = None,
+        request: Request | None = None,
+    ) -> None:
         self._core = core
         self.channel = channel
         self.identity = identity
         self.webserver = webserver
+        self.request: Request | None = request
 
     def __repr__(self) -> str:
         state = "open" if self._core.ended is None else self._core.ended.code

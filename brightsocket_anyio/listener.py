@@ -30,8 +30,9 @@ from websockets.server import ServerProtocol
 
 from .errors import ConnectionLost, ProtocolError
 from .settings import Settings
+from .transport import Headers as HeaderList
 from .transport import Message, Receive, Scope, Send, WebSocketRequest
-from .transports.stream import READ_SIZE, STREAM_ERRORS, StreamTransport, WebSocket, open_core, send_all
+from .transports.stream import READ_SIZE, STREAM_ERRORS, StreamTransport, WebSocket, describe, open_core, send_all
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ MAX_HEAD_SIZE = 32_768
 #: seconds from a request's first byte to the end of its headers (a slower one is answered with 408), and the seconds
 #: that a new connection may be silent
 HEAD_TIMEOUT = 20.0
+#: seconds that the TLS handshake of a connection may take, where we make the listener
+TLS_TIMEOUT = 20.0
 #: seconds that a connection may be idle between two requests; more than the minute that proxies keep theirs
 KEEP_ALIVE_TIMEOUT = 75.0
 #: seconds that the application may have to wait for the request's body, and the bytes that buy it another one: without
@@ -118,10 +121,26 @@ def _gated(listener: anyio.abc.Listener[Any], slots: anyio.Semaphore) -> anyio.a
     if isinstance(listener, MultiListener):
         return MultiListener([_gated(each, slots) for each in listener.listeners])
     if isinstance(listener, TLSListener):
-        return dataclasses.replace(listener, listener=_gated(listener.listener, slots))
+        inner = _gated(listener.listener, slots)
+        if type(listener) is not TLSListener:
+            return dataclasses.replace(listener, listener=inner)
+        return _TLSListener(inner, listener.ssl_context, listener.standard_compatible, listener.handshake_timeout)
     if isinstance(listener, anyio.abc.SocketListener):
         return _Gate(listener, slots)
     return listener
+
+
+class _TLSListener(TLSListener):
+    """AnyIO's, but a handshake that fails is the peer's affair: scanners and mistaken clients come by all the time."""
+
+    @staticmethod
+    async def handle_handshake_error(exc: BaseException, stream: Any) -> None:
+        peer = _attribute(stream, anyio.abc.SocketAttribute.remote_address)
+        await anyio.aclose_forcefully(stream)
+        if not isinstance(exc, Exception):
+            raise exc
+        what = "it took too long" if isinstance(exc, TimeoutError) else describe(exc)
+        logger.info("a TLS handshake with %s failed: %s", peer, what)
 
 
 class _Gate(anyio.abc.Listener[anyio.abc.SocketStream]):
@@ -395,7 +414,10 @@ class _Connection:
         scope["type"] = "websocket"
         scope["scheme"] = "wss" if scope["scheme"] == "https" else "ws"
         scope["subprotocols"] = [
-            word.strip() for value in headers.get_all("Sec-WebSocket-Protocol") for word in value.split(",")
+            word.strip()
+            for value in headers.get_all("Sec-WebSocket-Protocol")
+            for word in value.split(",")
+            if word.strip()
         ]
         scope["extensions"] = {"websocket.http.response": {}}
         upgrade = _Upgrade(self, scope, handshake, answer)
@@ -406,7 +428,7 @@ class _Connection:
                 await _Bridge(self, upgrade).run()
         except Exception:
             logger.exception("a WebSocket request failed: %s", scope["path"])
-        if not upgrade.answered:
+        if not upgrade.answered and not self.eof:
             await self.reply(500, [], b"Internal Server Error\n")
 
 
@@ -439,14 +461,19 @@ class _Upgrade:
         settings = connection.service.settings
         return WebSocket(connection.stream, open_core(self._handshake, settings), settings, leading=leading)
 
-    async def accept(self, eio: Literal[3, 4]) -> StreamTransport:
-        return StreamTransport(await self.open(), eio)
+    async def wait_gone(self) -> None:
+        await self._connection.wait_gone()
 
-    async def reject(self, status: int, body: bytes) -> None:
+    async def accept(
+        self, eio: Literal[3, 4], headers: HeaderList = (), subprotocol: str | None = None
+    ) -> StreamTransport:
+        return StreamTransport(await self.open(headers, subprotocol), eio)
+
+    async def reject(self, status: int, body: bytes, headers: HeaderList = ()) -> None:
         self.answered = True
         # a peer that is gone needs no answer
         with contextlib.suppress(ConnectionLost):
-            await self._connection.reply(status, _UPGRADE_REFUSED, body)
+            await self._connection.reply(status, [*_UPGRADE_REFUSED, *headers], body)
 
 
 class _Exchange:

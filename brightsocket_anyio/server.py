@@ -31,10 +31,11 @@ from .protocol.state import (
     Side,
     Stay,
 )
+from .request import Request, answer_headers, read_request
 from .session import Session
 from .settings import ChannelKeywords, Settings
 from .signature import adapt
-from .transport import Scope, Transport, WebSocketRequest
+from .transport import Headers, Scope, Transport, WebSocketRequest
 
 logger: logging.Logger = logging.getLogger("brightsocket_anyio")
 
@@ -137,7 +138,7 @@ class _Visit:
 
     def __init__(self, peer: _Peer, namespace: str, plan: Plan, identity: Any, id: str) -> None:
         self.core = ConnectionCore(peer.session, namespace, plan.settings, id=id, failed=self._failed)
-        self.connection = Connection(self.core, plan.channel, identity, peer.webserver)
+        self.connection = Connection(self.core, plan.channel, identity, peer.webserver, peer.request)
         self.refusal: Refused | None = None
         self._peer = peer
         self._plan = plan
@@ -212,9 +213,10 @@ class _Peer:
 
     session: Session
 
-    def __init__(self, server: Server, scope: Scope) -> None:
+    def __init__(self, server: Server, request: Request) -> None:
         self.server = server
-        self.webserver = server.webserver if server.webserver is not None else scope.get("app")
+        self.request = request
+        self.webserver = server.webserver if server.webserver is not None else request.scope.get("app")
         self._visits: dict[str, _Visit] = {}
         self._ids: dict[str, str] = {}
         self._switching = False
@@ -359,10 +361,19 @@ class _Peer:
         return self._ids.setdefault(namespace, secrets.token_urlsafe(15))
 
 
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A client may have a session: its request, the session's id, and what the handshake's answer carries."""
+
+    request: Request
+    sid: str
+    headers: Headers
+
+
 async def reject_websocket(request: WebSocketRequest, error: handshake.RequestError) -> None:
     """Turn a WebSocket handshake down; a peer that is gone needs no answer."""
     try:
-        await request.reject(error.status, error.body)
+        await request.reject(error.status, error.body, error.headers)
     except ConnectionLost as exc:
         logger.info("a WebSocket was lost in its handshake: %s", exc)
 
@@ -382,11 +393,19 @@ class Server(AsyncContextManagerMixin):
 
     task_group: TaskGroup
 
-    def __init__(self, channels: Channels, settings: Settings, pool: Pool, webserver: Any = None) -> None:
+    def __init__(
+        self,
+        channels: Channels,
+        settings: Settings,
+        pool: Pool,
+        webserver: Any = None,
+        authorize: Callable[[Request], Awaitable[Any]] | None = None,
+    ) -> None:
         self.plans: dict[str, Plan] = channels.plan()
         self.settings = settings
         self.pool = pool
         self.webserver = webserver
+        self._authorize = authorize
         self.sessions: dict[str, Session] = {}
         self.stopping: anyio.Event = anyio.Event()
         self.drained: anyio.Event = anyio.Event()
@@ -423,14 +442,80 @@ class Server(AsyncContextManagerMixin):
             await self._empty.wait()
         self.drained.set()
 
-    def open(self, transport: Transport, eio: Literal[3, 4], scope: Scope) -> Session:
+    async def admit(self, scope: Scope, wait_gone: Callable[[], Awaitable[None]]) -> Admission:
+        """Decide about a request for a new session.
+
+        :param wait_gone: returns when the peer is gone.
+        :raises brightsocket_anyio.protocol.handshake.RequestError: the client is refused (403, code 4), or the server
+            is shutting down, or the ``authorize`` hook was not done within the connect timeout (503).
+        :raises ConnectionLost: the peer went away meanwhile.
+        """
+        self.check_open()
+        request = read_request(scope, self.settings)
+        if self._authorize is not None:
+            await self._ask(self._authorize, request, wait_gone)
+            self.check_open()
+        sid = secrets.token_urlsafe(15)
+        headers = answer_headers(request)
+        if self.settings.cookie is not None:
+            headers.append(handshake.session_cookie(self.settings.cookie, sid))
+        return Admission(request, sid, headers)
+
+    async def _ask(
+        self,
+        authorize: Callable[[Request], Awaitable[Any]],
+        request: Request,
+        wait_gone: Callable[[], Awaitable[None]],
+    ) -> None:
+        verdict: Any = None
+        error: Exception | None = None
+        decided = gone = False
+        async with anyio.create_task_group() as task_group:
+
+            async def wait_end() -> None:
+                nonlocal gone
+                await wait_gone()
+                gone = True
+                task_group.cancel_scope.cancel()
+
+            async def wait_stopping() -> None:
+                await self.stopping.wait()
+                task_group.cancel_scope.cancel()
+
+            task_group.start_soon(wait_end)
+            task_group.start_soon(wait_stopping)
+            task_group.cancel_scope.deadline = anyio.current_time() + self.settings.connect_timeout
+            try:
+                verdict = await authorize(request)
+                decided = True
+            except Exception as exc:
+                # kept, so that it does not end up in an exception group
+                error = exc
+                decided = True
+            task_group.cancel_scope.cancel()
+        if gone and not decided:
+            raise ConnectionLost("transport close", "the peer is gone before it was decided about")
+        headers = answer_headers(request)
+        if isinstance(error, Refused):
+            raise handshake.RequestError(403, 4, error.reason, headers)
+        if error is not None:
+            logger.error("authorize has failed: the client is refused", exc_info=error)
+            raise handshake.RequestError.of(4)
+        if not decided:
+            self.check_open()
+            logger.warning("authorize has not decided within connect_timeout: the client is refused")
+            raise handshake.RequestError(503, None, "The server could not decide in time")
+        if verdict is False:
+            raise handshake.RequestError(403, 4, handshake.MESSAGES[4], headers)
+
+    def open(self, transport: Transport, eio: Literal[3, 4], admission: Admission) -> Session:
         """Begin a session on a transport, which it owns from now on.
 
         :raises brightsocket_anyio.protocol.handshake.RequestError: the server is shutting down (503).
         """
         self.check_open()
-        automaton = Automaton(Side.SERVER, eio, self.settings, sid=secrets.token_urlsafe(15), now=anyio.current_time())
-        peer = _Peer(self, scope)
+        automaton = Automaton(Side.SERVER, eio, self.settings, sid=admission.sid, now=anyio.current_time())
+        peer = _Peer(self, admission.request)
         session = peer.session = Session(automaton, transport, self.settings)
         packet = automaton.open(anyio.current_time(), polling=transport.name == "polling")
         self.sessions[session.sid] = session
@@ -450,16 +535,19 @@ class Server(AsyncContextManagerMixin):
             if query.transport != "websocket":
                 raise handshake.RequestError.of(3)
             if query.sid is None:
-                self.check_open()
-                transport = await request.accept(query.eio)
+                admission = await self.admit(request.scope, request.wait_gone)
+                transport = await request.accept(query.eio, admission.headers, admission.request.subprotocol)
                 if self.stopping.is_set():
                     await transport.aclose(1001, "server shutting down")
                     return
-                await self.open(transport, query.eio, request.scope).wait_closed()
+                await self.open(transport, query.eio, admission).wait_closed()
             else:
                 session = self.find(query.sid, query.eio)
+                if session.closed:
+                    raise handshake.RequestError.of(1)
                 polling: Any = session.transport
-                road = await request.accept(query.eio)
+                subprotocol = handshake.choose_subprotocol(request.scope, self.settings)
+                road = await request.accept(query.eio, subprotocol=subprotocol)
                 await session.upgrade(road, polling)
         except handshake.RequestError as exc:
             await reject_websocket(request, exc)
@@ -467,13 +555,13 @@ class Server(AsyncContextManagerMixin):
             logger.info("a WebSocket was lost in its handshake: %s", exc)
 
     def find(self, sid: str, eio: Literal[3, 4]) -> Session:
-        """The session of a request.
+        """The session of a request; a closed one may have a farewell for its peer yet.
 
         :raises brightsocket_anyio.protocol.handshake.RequestError: there is none (code 1), or it is of another version
             (code 3).
         """
         session = self.sessions.get(sid)
-        if session is None or session.closed:
+        if session is None:
             raise handshake.RequestError.of(1)
         if session.eio != eio:
             raise handshake.RequestError.of(3)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
 from .errors import ConfigurationError
+
+#: what HTTP calls a token: the name of a header, a cookie or a subprotocol
+TOKEN: re.Pattern[str] = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 SlowConsumer = Literal["disconnect", "drop-oldest", "drop-newest"]
 
@@ -30,6 +34,8 @@ class SettingKeywords(TypedDict, total=False):
     max_calls: int
     allowed_origins: Literal["*"] | Sequence[str]
     credentials: bool
+    subprotocols: Sequence[str]
+    cookie: str | None
     slow_consumer: SlowConsumer
     compression: bool
     max_connections: int
@@ -83,6 +89,12 @@ class Settings:
     allowed_origins: Literal["*"] | Sequence[str] = ()
     #: whether pages of other origins may send cookies
     credentials: bool = False
+    #: WebSocket subprotocols: those that a client offers; of the client's, a server chooses the first that is among its
+    #: own, and none if there is no such
+    subprotocols: Sequence[str] = ()
+    #: name of a cookie with the session's id (path ``/``, HttpOnly, SameSite=Lax) on the answer to each handshake, for
+    #: balancers that keep a session at one server by it; ``None`` for no cookie
+    cookie: str | None = None
     #: what :meth:`Pool.emit` does with a client whose buffer is full
     slow_consumer: SlowConsumer = "disconnect"
     #: permessage-deflate on WebSockets
@@ -120,6 +132,13 @@ class Settings:
             raise ConfigurationError(
                 'allowed_origins="*" together with credentials would hand every site the user\'s cookies'
             )
+        if isinstance(self.subprotocols, str):
+            raise ConfigurationError(f"subprotocols is a sequence of names, not one string: {self.subprotocols!r}")
+        for name in (*self.subprotocols, *(() if self.cookie is None else (self.cookie,))):
+            if not TOKEN.fullmatch(name):
+                raise ConfigurationError(f"no subprotocol or cookie can have the name {name!r}")
+        if len(set(self.subprotocols)) < len(self.subprotocols):
+            raise ConfigurationError(f"a subprotocol is named twice: {self.subprotocols!r}")
         if self.slow_consumer not in ("disconnect", "drop-oldest", "drop-newest"):
             raise ConfigurationError(f"slow_consumer is no policy: {self.slow_consumer!r}")
         stall = self.stall_timeout

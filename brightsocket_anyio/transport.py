@@ -11,7 +11,10 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+#: names in lower case, and values
+Headers = Sequence[tuple[bytes, bytes]]
+#: not of the three above: frameworks have each types of their own for the messages
+ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class Transport(Protocol):
@@ -59,13 +62,23 @@ class WebSocketRequest(Protocol):
         """An ASGI ``websocket`` scope: ``path``, ``query_string``, ``headers``, ``client``, ``scheme``…"""
         ...
 
-    async def accept(self, eio: Literal[3, 4]) -> Transport:
+    async def wait_gone(self) -> None:
+        """Wait until the peer is gone, before the request is answered; for ever where that cannot be known.
+
+        Safe to cancel: nothing of what the peer sends is lost.
+        """
+        ...
+
+    async def accept(self, eio: Literal[3, 4], headers: Headers = (), subprotocol: str | None = None) -> Transport:
         """Finish the handshake.
+
+        :param headers: further ones of the answer.
+        :param subprotocol: the one that was chosen.
 
         :raises ConnectionLost: the peer is gone.
         """
         ...
 
-    async def reject(self, status: int, body: bytes) -> None:
-        """Answer with an HTTP error and a JSON body, and be done with the request."""
+    async def reject(self, status: int, body: bytes, headers: Headers = ()) -> None:
+        """Answer with an HTTP error, further headers and a JSON body, and be done with the request."""
         ...

@@ -17,7 +17,8 @@ from brightsocket_anyio.asgi import FrontDoor, Lifespan, LifespanError
 from brightsocket_anyio.errors import ConfigurationError, ConnectionLost
 from brightsocket_anyio.protocol.engineio import Packet, PacketType
 from brightsocket_anyio.protocol.handshake import RequestError
-from brightsocket_anyio.server import Server
+from brightsocket_anyio.request import read_request
+from brightsocket_anyio.server import Admission, Server
 from brightsocket_anyio.settings import Settings
 from brightsocket_anyio.transport import ASGIApp, Transport, WebSocketRequest
 from brightsocket_anyio.transports.polling import PollingTransport
@@ -40,9 +41,14 @@ class StubServer:
         self.requests: list[WebSocketRequest] = []
         self.stopping = False
 
-    def open(self, transport: Transport, eio: Literal[3, 4], scope: Any) -> StubSession:
+    async def admit(self, scope: Any, wait_gone: Any) -> Admission:
         if self.stopping:
             raise RequestError(503, None, "Server shutting down")
+        return Admission(read_request(scope, Settings()), "", [])
+
+    find: Any = Server.find
+
+    def open(self, transport: Transport, eio: Literal[3, 4], admission: Admission) -> StubSession:
         session = self.sessions[f"sid{len(self.sessions)}"] = StubSession(transport, eio)
         return session
 

@@ -12,14 +12,14 @@ from brightsocket_anyio import errors
 
 PUBLIC = {
     "Bound", "Brightsocket", "BrightsocketError", "ChannelRefused", "Client", "ConfigurationError", "Connection",
-    "ConnectionLost", "HandshakeError", "Pool", "ProtocolError", "Refused", "Settings", "open_client",
+    "ConnectionLost", "HandshakeError", "Pool", "ProtocolError", "Refused", "Request", "Settings", "open_client",
 }  # fmt: skip
 
 MEMBERS = {
     "Brightsocket": {"connect", "drain", "handle_trio_websocket", "pool", "running", "serve"},
     "Client": {"connect", "connection", "disconnect", "on"},
     "Connection": {
-        "accept", "aclose", "add_filter", "call", "channel", "dropped", "id", "identity", "on", "receive", "send",
+        "accept", "aclose", "add_filter", "call", "channel", "dropped", "id", "identity", "on", "receive", "request", "send",
         "transport", "webserver",
     },
     "Pool": {"dropped", "emit", "send"},

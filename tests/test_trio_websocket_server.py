@@ -52,11 +52,11 @@ async def test_another_path_and_an_api_that_does_not_run_are_refused() -> None:
     api = Brightsocket()
     with trio.fail_after(PATIENCE):
         async with trio_program(api) as bound:
-            async with open_client(bound.url) as client:
+            async with open_client(bound.url, transport="websocket") as client:
                 with pytest.raises(HandshakeError, match="running") as caught:
                     await client.connect("ECHO")
                 assert caught.value.status == 500
-            async with api.running(), open_client(f"{bound.url}/elsewhere") as client:
+            async with api.running(), open_client(f"{bound.url}/elsewhere", transport="websocket") as client:
                 with pytest.raises(HandshakeError) as caught:
                     await client.connect("ECHO")
                 assert caught.value.status == 404

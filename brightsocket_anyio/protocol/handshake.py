@@ -1,4 +1,5 @@
-"""What a request must look like before a session hears of it: its query, its origin; and the CORS answer.
+"""What a request must look like before a session hears of it: its query, its origin; and what goes into the answer:
+CORS headers, a subprotocol, the session's cookie.
 
 Requests, HTTP or WebSocket, are ASGI scopes. Whatever is wrong with one becomes a :exc:`RequestError`, which knows
 the answer to give.
@@ -7,13 +8,13 @@ the answer to give.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import parse_qs
 
 from ..errors import BrightsocketError
-from ..settings import Settings
+from ..settings import TOKEN, Settings
 
 #: Engine.IO's error codes, with the messages and HTTP status codes that its clients know
 MESSAGES: Final[Mapping[int, str]] = {
@@ -40,13 +41,17 @@ class RequestError(BrightsocketError):
     :ivar status: the HTTP status code.
     :ivar code: Engine.IO's code, ``None`` where it has none.
     :ivar message: a sentence for the peer.
+    :ivar headers: further headers of the answer.
     """
 
-    def __init__(self, status: int, code: int | None, message: str) -> None:
+    def __init__(
+        self, status: int, code: int | None, message: str, headers: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
+        self.headers = headers
 
     @classmethod
     def of(cls, code: int) -> RequestError:
@@ -132,11 +137,39 @@ def preflight_headers(scope: Mapping[str, Any]) -> list[tuple[bytes, bytes]] | N
     headers = [
         (b"access-control-allow-methods", b"GET, POST"),
         (b"access-control-max-age", str(PREFLIGHT_MAX_AGE).encode()),
+        (b"vary", b"Access-Control-Request-Headers"),
     ]
     asked = header_values(scope, b"access-control-request-headers")
     if asked:
         headers.append((b"access-control-allow-headers", b", ".join(asked)))
     return headers
+
+
+def parse_cookies(values: Iterable[str]) -> dict[str, str]:
+    """The cookies of ``Cookie`` headers, as they were sent, but without the quotes around a value.
+
+    What is malformed is left out. Of several cookies of one name the first counts.
+    """
+    cookies: dict[str, str] = {}
+    for pair in (each for value in values for each in value.split(";")):
+        name, equals, content = pair.partition("=")
+        name, content = name.strip(" \t"), content.strip(" \t")
+        if not equals or not TOKEN.fullmatch(name) or not content.replace("\t", "").isprintable():
+            continue
+        if len(content) > 1 and content[0] == content[-1] == '"':
+            content = content[1:-1]
+        cookies.setdefault(name, content)
+    return cookies
+
+
+def choose_subprotocol(scope: Mapping[str, Any], settings: Settings) -> str | None:
+    """The first of the subprotocols that a WebSocket's client offers that is among our own, if there is one."""
+    return next((each for each in scope.get("subprotocols") or () if each in settings.subprotocols), None)
+
+
+def session_cookie(name: str, sid: str) -> tuple[bytes, bytes]:
+    """The header that sets a cookie with a session's id."""
+    return b"set-cookie", f"{name}={sid}; Path=/; HttpOnly; SameSite=Lax".encode()
 
 
 def _sole(values: list[str] | None) -> str:

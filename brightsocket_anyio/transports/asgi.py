@@ -16,7 +16,7 @@ from anyio.lowlevel import checkpoint
 from ..errors import ConnectionLost, ProtocolError
 from ..protocol.engineio import Packet, decode, encode
 from ..settings import Settings
-from ..transport import Message, Receive, Scope, Send
+from ..transport import Headers, Message, Receive, Scope, Send
 
 _KEYS = {3: "asgi message 3", 4: "asgi message 4"}
 #: bytes that a Close frame has room for, beside its code
@@ -138,26 +138,44 @@ class ASGIWebSocketRequest:
         self._receive = receive
         self._send = send
         self._settings = settings
+        self._connecting = True
 
     @property
     def scope(self) -> Scope:
         return self._scope
 
-    async def accept(self, eio: Literal[3, 4]) -> ASGIWebSocketTransport:
+    async def wait_gone(self) -> None:
+        """Wait for the server's word that the peer is gone; for ever where a server cannot say so yet."""
+        with contextlib.suppress(ConnectionLost):
+            await self._await_connect()
+            with contextlib.suppress(Exception):
+                while (await self._receive())["type"] != "websocket.disconnect":
+                    pass
+                return
+            await anyio.sleep_forever()
+
+    async def accept(
+        self, eio: Literal[3, 4], headers: Headers = (), subprotocol: str | None = None
+    ) -> ASGIWebSocketTransport:
         await self._await_connect()
+        message: Message = {"type": "websocket.accept"}
+        if headers:
+            message["headers"] = list(headers)
+        if subprotocol is not None:
+            message["subprotocol"] = subprotocol
         try:
-            await self._send({"type": "websocket.accept"})
+            await self._send(message)
         except Exception as exc:
             raise ConnectionLost("transport error", f"{type(exc).__name__}: {exc}") from exc
         return ASGIWebSocketTransport(self._receive, self._send, eio, self._settings)
 
-    async def reject(self, status: int, body: bytes) -> None:
+    async def reject(self, status: int, body: bytes, headers: Headers = ()) -> None:
         """Answer with an HTTP error, where the server can; else it answers 403 by itself."""
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         messages: list[dict[str, Any]] = [{"type": "websocket.close"}]
         if "websocket.http.response" in (self._scope.get("extensions") or {}):
             messages = [
-                {"type": "websocket.http.response.start", "status": status, "headers": headers},
+                {"type": "websocket.http.response.start", "status": status, "headers": [*own, *headers]},
                 {"type": "websocket.http.response.body", "body": body},
             ]
         await self._await_connect()
@@ -168,9 +186,11 @@ class ASGIWebSocketRequest:
             raise ConnectionLost("transport error", f"{type(exc).__name__}: {exc}") from exc
 
     async def _await_connect(self) -> None:
-        message = await self._receive()
-        if message["type"] != "websocket.connect":
-            raise ConnectionLost("transport close", "the peer is gone before its WebSocket was accepted")
+        if self._connecting:
+            message = await self._receive()
+            if message["type"] != "websocket.connect":
+                raise ConnectionLost("transport close", "the peer is gone before its WebSocket was accepted")
+            self._connecting = False
 
 
 class _TooBig(ProtocolError):

@@ -18,6 +18,7 @@ from websockets.datastructures import Headers
 from websockets.exceptions import InvalidHandshake
 from websockets.extensions.permessage_deflate import enable_client_permessage_deflate
 from websockets.http11 import Response
+from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
 from ..errors import HandshakeError
@@ -57,6 +58,7 @@ async def connect_websocket(
         # the request goes out by httpx: of this object, only the key and the negotiation count
         parse_uri("ws://localhost/"),
         extensions=enable_client_permessage_deflate(None) if settings.compression else None,
+        subprotocols=[Subprotocol(name) for name in settings.subprotocols] or None,
     )
     wanted = {name: value for name, value in handshake.connect().headers.raw_items() if name.lower() != "host"}
     try:

@@ -25,7 +25,7 @@ from anyio.lowlevel import checkpoint
 from ..errors import ConfigurationError, ConnectionLost, HandshakeError, ProtocolError
 from ..protocol.engineio import Packet, decode, encode
 from ..settings import Settings
-from ..transport import Scope
+from ..transport import Headers, Scope
 
 #: bytes that a Close frame has room for, beside its code
 _MAX_REASON = 123
@@ -112,6 +112,7 @@ async def _live(
             stream,
             headers.get("host", url.netloc.decode()),
             url.raw_path.decode(),
+            subprotocols=settings.subprotocols,
             extra_headers=_extra_headers(url, headers),
             max_message_size=settings.max_payload,
             receive_buffer_size=_READ_SIZE,
@@ -280,22 +281,28 @@ class TrioWebSocketRequest:
     def scope(self) -> Scope:
         return self._scope
 
-    async def accept(self, eio: Literal[3, 4]) -> TrioWebSocketTransport:
+    async def wait_gone(self) -> None:
+        """Wait for ever: trio-websocket does not tell before it accepts."""
+        await anyio.sleep_forever()
+
+    async def accept(
+        self, eio: Literal[3, 4], headers: Headers = (), subprotocol: str | None = None
+    ) -> TrioWebSocketTransport:
         stall = self._settings.stall
         try:
             with anyio.fail_after(stall):
-                connection = await self._request.accept()
+                connection = await self._request.accept(subprotocol=subprotocol, extra_headers=list(headers))
         except trio_websocket.ConnectionClosed as exc:
             raise ConnectionLost("transport close", _explain(exc.reason)) from exc
         except TimeoutError:
             raise ConnectionLost("stalled", f"the peer did not take the handshake within {stall:g} seconds") from None
         return TrioWebSocketTransport(connection, eio, self._settings)
 
-    async def reject(self, status: int, body: bytes) -> None:
-        headers = [(b"content-type", b"application/json")]
+    async def reject(self, status: int, body: bytes, headers: Headers = ()) -> None:
+        extra = [(b"content-type", b"application/json"), *headers]
         # a peer that is gone needs no answer
         with contextlib.suppress(trio_websocket.ConnectionClosed), anyio.move_on_after(self._settings.stall):
-            await self._request.reject(status, extra_headers=headers, body=body)
+            await self._request.reject(status, extra_headers=extra, body=body)
 
 
 def _scope_of(request: trio_websocket.WebSocketRequest) -> Scope:

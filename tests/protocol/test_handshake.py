@@ -181,6 +181,7 @@ class TestCORS:
         assert dict(headers) == {
             b"access-control-allow-methods": b"GET, POST",
             b"access-control-max-age": b"600",
+            b"vary": b"Access-Control-Request-Headers",
             b"access-control-allow-headers": b"content-type, x-mine",
         }
 
