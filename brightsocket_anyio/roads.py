@@ -89,6 +89,8 @@ class Roads:
                 return await self._open(name)
             except HandshakeError as exc:
                 failures.append((name, exc))
+                if isinstance(exc.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
+                    break  # nothing is there, whatever one asks it for
         _, last = failures[-1]
         if len(failures) == 1:
             raise last
