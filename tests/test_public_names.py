@@ -19,8 +19,8 @@ MEMBERS = {
     "Brightsocket": {"connect", "drain", "handle_trio_websocket", "pool", "running", "serve"},
     "Client": {"connect", "connection", "disconnect", "on"},
     "Connection": {
-        "accept", "aclose", "add_filter", "call", "channel", "dropped", "id", "identity", "on", "receive", "request", "send",
-        "transport", "webserver",
+        "accept", "aclose", "add_filter", "call", "channel", "dropped", "id", "identity", "on", "receive", "request",
+        "send", "transport", "webserver",
     },
     "Pool": {"dropped", "emit", "send"},
     "Bound": {"addresses", "port", "url"},

@@ -39,6 +39,8 @@ from brightsocket_anyio.protocol.state import (
     Stay,
     StayInput,
     Unit,
+    encode_connect,
+    encode_identify,
 )
 
 EIO = Literal[3, 4]
@@ -443,7 +445,6 @@ class TestRoads:
     @pytest.mark.parametrize("eio", [3, 4])
     def test_a_client_that_changes_its_road(self, eio: EIO) -> None:
         automaton = client(eio, polling=True)
-        assert automaton.road is Road.POLLING
         automaton.offer(1)
         automaton.receive_probe_answer(PROBE_ANSWER, 2)
         assert automaton.upgrade() == Packet(PacketType.UPGRADE)
@@ -700,6 +701,13 @@ class TestDeadlines:
         assert isinstance(ended, Ended)
         assert ended.code == "connect timeout"
 
+    def test_one_namespace_of_two_is_left(self) -> None:
+        automaton = joined(Side.SERVER, 4)
+        automaton.receive(message("0/chat,"), 1)
+        automaton.receive(message("1"), 2)
+        assert automaton.live == ["/chat"]
+        assert automaton.deadline == 1 + 20, "that of the other namespace"
+
     def test_identification(self) -> None:
         automaton = server(now=0)
         automaton.receive(message("0"), 1)
@@ -763,6 +771,9 @@ class TestSending:
         automaton = joined(Side.SERVER, 4)
         assert texts(automaton.encode_action("/chat", "X", (1,), 7)) == ['2/chat,7["X",1]']
         assert texts(automaton.encode_answer("/", 7, ())) == ["37[]"]
+        assert texts(encode_connect(5, "/chat", {"a": 1})) == ['0/chat,{"a":1}']
+        named = encode_identify(5, "X", {"a": 1})
+        assert texts(named) == ['2["BRIGHTSOCKET:IDENTIFY",{"a":1,"BRIGHTSOCKET:CHANNEL":"X"}]']
 
 
 _text = st.sampled_from(
