@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ logger: logging.Logger = logging.getLogger("brightsocket_anyio")
 
 #: packets handed to the transport at a time: enough to fill its writes, little enough to see progress
 BATCH_BYTES = 256 * 1024
+#: packets of one polling body: python-socketio's servers and clients end a session that puts more into one
+POLLING_PACKETS = 16
 #: packets taken in one go: one read may bring thousands, and every other session's tasks wait meanwhile
 RUN = 32
 
@@ -161,13 +164,15 @@ class Outbox:
                 return True
         return False
 
-    def peek(self, max_bytes: int) -> tuple[list[Packet], int]:
-        """The next packets to send, and how many units they are. They can no longer be dropped."""
+    def peek(self, max_bytes: int, max_packets: float = math.inf) -> tuple[list[Packet], int]:
+        """The next packets to send, and how many units they are: one unit at least, then as many as the bounds allow.
+        They can no longer be dropped.
+        """
         packets: list[Packet] = []
         total = 0
         count = 0
         for unit, size, sender in self._units:
-            if count and total + size > max_bytes:
+            if count and (total + size > max_bytes or len(packets) + len(unit) > max_packets):
                 break
             if sender is not None:
                 self._units[count] = (unit, size, None)
@@ -440,7 +445,8 @@ class Session:
     async def _write(self) -> None:
         try:
             while True:
-                packets, count = self._outbox.peek(BATCH_BYTES)
+                polling = self.transport.name == "polling"
+                packets, count = self._outbox.peek(BATCH_BYTES, POLLING_PACKETS if polling else math.inf)
                 if not packets:
                     await self._outbox.wait_changed()
                     continue

@@ -58,6 +58,15 @@ def test_a_header_and_its_attachments_are_one_unit() -> None:
     assert ([packet.data for packet in packets], count) == (["header", b"x" * 100], 1)
 
 
+def test_a_batch_has_a_number_of_packets_which_a_unit_alone_may_exceed() -> None:
+    outbox = Outbox(100, 1_000_000)
+    for text in "abc":
+        outbox.push(unit(text) * 2)
+    packets, count = outbox.peek(1_000_000, 5)
+    assert ([packet.data for packet in packets], count) == (list("aabb"), 2)
+    assert outbox.peek(1_000_000, 1)[1] == 1
+
+
 def test_only_a_senders_own_units_that_have_not_been_begun_are_dropped() -> None:
     outbox = Outbox(100, 1_000_000)
     mine, theirs = object(), object()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from anyio.streams.text import TextReceiveStream
 from brightsocket_anyio import Brightsocket, Client, Connection
 
 HERE = Path(__file__).parent
-PATIENCE = 30
+PATIENCE = 60
 SCENARIOS = (
     "identify",
     "identity",
@@ -51,10 +52,19 @@ def environment(generation: str, transports: str = "") -> dict[str, str]:
 
 async def run_node(file: str, *args: str, generation: str, transports: str = "") -> Lines:
     """Run a program to its end; returns the JSON lines that it printed."""
-    command = ["node", str(HERE / file), *args]
+    return await _run(["node", str(HERE / file), *args], environment(generation, transports))
+
+
+async def run_python(file: str, *args: str, transports: str) -> Lines:
+    """As :func:`run_node`, for a program in this Python."""
+    return await _run([sys.executable, str(HERE / file), *args], environment("", transports))
+
+
+async def _run(command: list[str], env: dict[str, str]) -> Lines:
     with anyio.fail_after(PATIENCE):
-        result = await anyio.run_process(command, env=environment(generation, transports), stderr=None)
-    return [json.loads(line) for line in result.stdout.decode().splitlines()]
+        result = await anyio.run_process(command, env=env, stderr=None)
+    # not splitlines(), for which more characters end a line than for JSON
+    return [json.loads(line) for line in result.stdout.decode().split("\n") if line]
 
 
 class OriginalServer:
