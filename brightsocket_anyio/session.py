@@ -397,8 +397,14 @@ class Session:
             while self._cause is None:
                 packets, self._pushed_back = self._pushed_back, []
                 if not packets:
+                    transport = self.transport
                     with anyio.CancelScope() as self._receiving:
-                        packets = await self.transport.receive()
+                        try:
+                            packets = await transport.receive()
+                        except anyio.ClosedResourceError:
+                            # left for another road at the moment at which this task was woken on it, it is no end
+                            if transport is self.transport:
+                                raise
                     self._receiving = None
                 await self._take(packets)
         except anyio.EndOfStream:
@@ -451,9 +457,15 @@ class Session:
                     await self._outbox.wait_changed()
                     continue
                 sent = False
+                transport = self.transport
                 with anyio.CancelScope() as self._sending:
-                    await self.transport.send(packets)
-                    sent = True
+                    try:
+                        await transport.send(packets)
+                        sent = True
+                    except anyio.ClosedResourceError:
+                        # as in reading: what was not sent goes by the other road
+                        if transport is self.transport:
+                            raise
                 self._sending = None
                 if sent:
                     self._outbox.commit(count)
