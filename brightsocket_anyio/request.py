@@ -150,4 +150,4 @@ def read_request(scope: Scope, settings: Settings) -> Request:
 def answer_headers(request: Request) -> list[tuple[bytes, bytes]]:
     """What has been added to the answer, which goes out now: nothing can be added any more."""
     request._answer.sent = True
-    return request._answer.headers
+    return [*request._answer.headers]

@@ -62,7 +62,7 @@ class RequestError(BrightsocketError):
     def body(self) -> bytes:
         """The answer's body, JSON."""
         content = {"message": self.message} if self.code is None else {"code": self.code, "message": self.message}
-        return json.dumps(content, separators=(",", ":")).encode()
+        return json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
 
 
 @dataclass(frozen=True, slots=True)

@@ -299,7 +299,8 @@ class TrioWebSocketRequest:
         return TrioWebSocketTransport(connection, eio, self._settings)
 
     async def reject(self, status: int, body: bytes, headers: Headers = ()) -> None:
-        extra = [(b"content-type", b"application/json"), *headers]
+        # trio-websocket answers no further request on this connection
+        extra = [(b"content-type", b"application/json"), (b"connection", b"close"), *headers]
         # a peer that is gone needs no answer
         with contextlib.suppress(trio_websocket.ConnectionClosed), anyio.move_on_after(self._settings.stall):
             await self._request.reject(status, extra_headers=extra, body=body)

@@ -15,10 +15,13 @@ from brightsocket_anyio.protocol.handshake import (
     Query,
     RequestError,
     check_origin,
+    choose_subprotocol,
     cors_headers,
     header_values,
+    parse_cookies,
     parse_query,
     preflight_headers,
+    session_cookie,
 )
 from brightsocket_anyio.settings import Settings
 
@@ -96,6 +99,9 @@ class TestRequestError:
         error = RequestError.of(code)
         assert error.body == f'{{"code":{code},"message":"{MESSAGES[code]}"}}'.encode()
         assert error.status == (403 if code == 4 else 400)
+
+    def test_a_reason_of_any_text(self) -> None:
+        assert RequestError(403, 4, "n\xf6 \ud800").body == '{"code":4,"message":"n\xf6 ?"}'.encode()
 
     def test_body_without_a_code(self) -> None:
         assert RequestError(413, None, "Payload too large").body == b'{"message":"Payload too large"}'
@@ -193,6 +199,51 @@ class TestCORS:
     @pytest.mark.parametrize("request_", [scope(method="OPTIONS"), scope(access_control_request_method="POST")])
     def test_no_preflight(self, request_: dict[str, Any]) -> None:
         assert preflight_headers(request_) is None
+
+
+class TestCookies:
+    @pytest.mark.parametrize(
+        ("values", "expected"),
+        [
+            ([], {}),
+            (["a=1; b=2"], {"a": "1", "b": "2"}),
+            (["a=1", "b=2"], {"a": "1", "b": "2"}),
+            (["a=1;b=2 ;\tc=3"], {"a": "1", "b": "2", "c": "3"}),
+            (["a=the closest; a=another"], {"a": "the closest"}),
+            (["a=; b=x=y=="], {"a": "", "b": "x=y=="}),
+            (['a="1"; b="; c=""'], {"a": "1", "b": '"', "c": ""}),
+            (["a={\"b\":1}; c=%20; d=\xe9"], {"a": '{"b":1}', "c": "%20", "d": "\xe9"}),
+            (["nonsense; =1; a b=2; \xe9=3; c=\x00; d=\x7f; ;; e=4"], {"e": "4"}),
+        ],
+    )
+    def test_parse(self, values: list[str], expected: dict[str, str]) -> None:
+        assert parse_cookies(values) == expected
+
+    @given(st.lists(st.text()))
+    def test_any_text(self, values: list[str]) -> None:
+        parse_cookies(values)
+
+    def test_a_sessions(self) -> None:
+        assert session_cookie("io", "S-_1") == (b"set-cookie", b"io=S-_1; Path=/; HttpOnly; SameSite=Lax")
+
+
+@pytest.mark.parametrize(
+    ("offered", "known", "chosen"),
+    [
+        ([], [], None),
+        (["a"], [], None),
+        ([], ["a"], None),
+        (["a", "b"], ["b", "a"], "a"),
+        (["x", "b"], ["a", "b"], "b"),
+        (["A"], ["a"], None),
+    ],
+)
+def test_the_first_of_the_clients_subprotocols(offered: list[str], known: list[str], chosen: str | None) -> None:
+    assert choose_subprotocol({"subprotocols": offered}, Settings(subprotocols=known)) == chosen
+
+
+def test_polling_has_no_subprotocol() -> None:
+    assert choose_subprotocol({}, Settings(subprotocols=["a"])) is None
 
 
 def test_header_names_have_no_case() -> None:
