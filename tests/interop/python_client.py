@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any
 
-import socketio
+import socketio  # type: ignore[import-untyped]
 
 NAMESPACES = ["/chat", "/news", "/fragile", "/"]
 VALUES = [0, "", False, None, [], {}, -1.5, 'Grüße ÿþ 𝒳 🚀 \u2028 \0 "', {"ÿ": ["🚀"]}]
@@ -103,9 +103,10 @@ async def main(url: str) -> None:
     client = socketio.AsyncClient(reconnection=False)
     chat, news, fragile, plain = (Events(client, namespace) for namespace in NAMESPACES)
 
-    @client.on("ASK", namespace="/chat")
     async def ask(*args: Any) -> tuple[Any, ...]:
         return args
+
+    client.on("ASK", ask, "/chat")
 
     welcome = plain.next("WELCOME")
     await client.connect(url, {"Name": "Ada"}, {"name": "Ada"}, transports=transports, namespaces=NAMESPACES)
