@@ -31,6 +31,8 @@ MAX_RECEIVED_PACKETS = 100_000
 #: longer. What it may not hold is a longer message.
 ANSWER_FACTOR = 4
 
+#: seconds that a GET may last after the server has taken the CLOSE, upon which servers end it; python-socketio's do not
+_GOODBYE = 0.25
 _CLOSE = (Packet(PacketType.CLOSE),)
 #: how the open packet of an Engine.IO 3 server begins, where polling is not answered in Engine.IO 4
 _OPEN_OF_EIO_3 = re.compile(rb"[0-9]+:0\{")
@@ -182,7 +184,9 @@ class _State(enum.Enum):
     OPEN = enum.auto()
     #: the session is changing to another road: none begins
     PAUSED = enum.auto()
-    #: the session is over, or has changed to another road
+    #: it has changed: whoever still sends or receives here waits for the cancellation that the change has brought it,
+    #: which does not reach a task that is about to run before its next wait
+    RETIRED = enum.auto()
     CLOSED = enum.auto()
 
 
@@ -240,7 +244,7 @@ class HttpxPollingTransport:
             timeout (code ``"stalled"``).
         """
         await checkpoint_if_cancelled()
-        while self._state is _State.PAUSED or self._posting:
+        while self._state in (_State.PAUSED, _State.RETIRED) or self._posting:
             self._check_usable()
             await self._changed.wait()
         self._posting = True
@@ -298,7 +302,7 @@ class HttpxPollingTransport:
         :raises ConnectionLost: the peer is gone or has ended the session.
         :raises ProtocolError: the peer sent something invalid.
         """
-        while not self._received:
+        while self._state is _State.CLOSED or not self._received:
             self._check_usable()
             if self._get is None and self._state is _State.OPEN:
                 self._get = anyio.CancelScope()
@@ -345,20 +349,19 @@ class HttpxPollingTransport:
 
     def retire(self) -> None:
         """Be done, without a word to the server: the session has changed to the other road."""
-        self._state = _State.CLOSED
-        self._change()
+        self._state = _State.RETIRED
 
     # -- the end
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
-        """Close the session by a POST, upon which the server ends the GET. Idempotent.
+        """Close the session by a POST, upon which the server ends the GET, or else it is broken off. Idempotent.
 
-        Waits for both for the close timeout at most; cancelled, it breaks off the GET.
+        Waits for the close timeout at most; cancelled, it breaks off the GET at once.
 
         :param code: polling has no place for it.
         :param reason: nor for this.
         """
-        if self._state is _State.CLOSED:
+        if self._state in (_State.RETIRED, _State.CLOSED):
             await checkpoint()
             return
         self._state = _State.CLOSED
@@ -382,8 +385,9 @@ class HttpxPollingTransport:
             await self._changed.wait()
         with contextlib.suppress(ConnectionLost):
             await self._post(_CLOSE)
-        while self._get is not None:
-            await self._changed.wait()
+        with anyio.move_on_after(_GOODBYE):
+            while self._get is not None:
+                await self._changed.wait()
 
     # -- inside
 
