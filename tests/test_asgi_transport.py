@@ -13,6 +13,7 @@ from brightsocket_anyio.errors import ConnectionLost, ProtocolError
 from brightsocket_anyio.protocol.engineio import Packet, PacketType
 from brightsocket_anyio.settings import Settings
 from brightsocket_anyio.transports.asgi import ASGIWebSocketRequest, ASGIWebSocketTransport
+from tests.support import PATIENCE
 
 HELLO = Packet(PacketType.MESSAGE, "hello")
 BYTES = Packet(PacketType.MESSAGE, b"\x00\xff")
@@ -25,7 +26,7 @@ class ServersOwnError(Exception):
 class FakeServer:
     """An ASGI server's two callables."""
 
-    def __init__(self, *messages: dict[str, Any]) -> None:
+    def __init__(self, *messages: Any) -> None:
         self.messages = deque[dict[str, Any] | Exception](messages)
         self.sent: list[dict[str, Any]] = []
         self.error: Exception | None = None
@@ -268,6 +269,32 @@ class TestRequest:
             },
             {"type": "websocket.http.response.body", "body": b"{}"},
         ]
+
+    async def test_what_the_answers_carry(self) -> None:
+        server, other = FakeServer(CONNECT), FakeServer(CONNECT)
+        await server.request().accept(4, [(b"set-cookie", b"a=1")], "chat")
+        assert server.sent == [
+            {"type": "websocket.accept", "headers": [(b"set-cookie", b"a=1")], "subprotocol": "chat"}
+        ]
+        await other.request({"websocket.http.response": {}}).reject(403, b"{}", [(b"x-hint", b"ask")])
+        assert other.sent[0]["headers"][-1] == (b"x-hint", b"ask")
+
+    @pytest.mark.parametrize("messages", [[disconnect(code=1006)], [CONNECT, disconnect(code=1006)]])
+    async def test_the_peer_goes_away_before_it_is_answered(self, messages: list[Any]) -> None:
+        with anyio.fail_after(PATIENCE):
+            await FakeServer(*messages).request().wait_gone()
+
+    @pytest.mark.parametrize("messages", [[CONNECT], [CONNECT, RuntimeError("accept it first")]])
+    async def test_nobody_knows_whether_the_peer_is_gone(self, messages: list[Any]) -> None:
+        server = FakeServer(*messages)
+        request = server.request()
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(request.wait_gone)
+            await wait_all_tasks_blocked()
+            tg.cancel_scope.cancel()
+        assert tg.cancel_scope.cancelled_caught
+        server.messages.append(text("4hello"))
+        assert await (await request.accept(4)).receive() == [HELLO]
 
     @pytest.mark.parametrize("extensions", [None, {}])
     async def test_reject_where_the_server_can_only_close(self, extensions: dict[str, Any] | None) -> None:
