@@ -98,7 +98,7 @@ class _Requests:
         self._marks = (f"{secrets.token_hex(4)}.{count:x}" for count in itertools.count())
         self.where: str = locate(url)
         self.cookies: httpx.Cookies = httpx.Cookies()
-        self.polling_timeout = httpx.Timeout(None, connect=http.timeout.connect, pool=http.timeout.pool)
+        self.polling_timeout: httpx.Timeout = httpx.Timeout(None, connect=http.timeout.connect, pool=http.timeout.pool)
 
     def name(self, sid: str) -> None:
         """From now on the requests are this session's."""
