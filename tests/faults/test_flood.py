@@ -19,6 +19,8 @@ from .process import Running, running
 LOOPS = ("asyncio", "asyncio+uvloop", "trio")
 #: by which the server's memory may grow, whatever is thrown at it
 GROWTH = 5_000_000
+#: messages of 10 kB that a session's outgoing buffer holds
+BUFFERED = 1_000_000 // 10_100
 
 
 @pytest.fixture(params=LOOPS)
@@ -206,8 +208,8 @@ async def test_a_peer_that_never_reads(loop: str, channel: str, policy: str, emi
         if policy == "drop-oldest":
             assert got[-1] == total - 1
         else:
-            # what came first was kept; the gap begins where the buffers were full
-            assert got == list(range(burst, burst + len(got)))
+            # what came first was kept: as much as the session's buffer holds at least; later the system may take more
+            assert got[:BUFFERED] == list(range(burst, burst + BUFFERED))
 
 
 async def _numbers(peer: Raw, count: int) -> list[int]:
