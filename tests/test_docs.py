@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,38 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_code_of_a_page_is_included_from_a_file_that_is_tested(page: Path) -> None:
     assert not FENCE.search(page.read_text("utf-8"))
+
+
+def pinned_versions() -> tuple[dict[str, set[str]], set[str]]:
+    """The versions of all packages that the tests install, and which of them are JavaScript peers."""
+    versions: dict[str, set[str]] = defaultdict(set)
+    for name, version in re.findall(r"^([\w-]+)==(\S+)", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE):
+        versions[name].add(version)
+    peers = set()
+    for folder in ("interop", "browser"):
+        packages = json.loads((ROOT / "tests" / folder / "package-lock.json").read_text("utf-8"))["packages"]
+        for folder_name in packages[""]["dependencies"]:
+            package = packages[f"node_modules/{folder_name}"]
+            name = package.get("name", folder_name)
+            versions[name].add(package["version"])
+            peers.add(name)
+    return versions, peers
+
+
+def test_the_peers_of_the_readme_are_those_that_are_tested() -> None:
+    table = README.read_text("utf-8").partition("## Tested peers")[2].partition("\n## ")[0]
+    versions, peers = pinned_versions()
+    rows = [row.strip("| ").split(" | ") for row in table.splitlines() if row.startswith("|")][2:]
+    listed = set()
+    for peer, said, *_, tests in rows:
+        if peer.startswith("`"):
+            name = peer.strip("`")
+            assert set(said.split(", ")) == versions[name], name
+            listed.add(name)
+        for path in re.findall("`([^`]+)`", tests):
+            assert (ROOT / path).exists(), path
+    # which drives Chromium
+    assert peers - listed == {"playwright-core"}
 
 
 def test_every_public_name_is_in_the_reference() -> None:
