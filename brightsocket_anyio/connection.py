@@ -559,7 +559,8 @@ class Connection:
         nothing.
 
         :param payload: JSON values, in which there may be :class:`bytes`; NaN and the infinities become null.
-        :raises ValueError: the payload cannot be sent, or the name is one of Socket.IO's or Brightsocket's own.
+        :raises ValueError: the payload cannot be sent, the name is one of Socket.IO's or Brightsocket's own, or the
+            message is longer than this client's server takes.
         :raises anyio.ClosedResourceError: this side has closed the connection.
         :raises anyio.EndOfStream: the peer has ended the connection.
         :raises ConnectionLost: the connection was lost.

@@ -407,8 +407,9 @@ class Session:
                                 raise
                     self._receiving = None
                 await self._take(packets)
-        except anyio.EndOfStream:
-            self._end(Ended("transport close", "the peer closed the transport", by_peer=True), flush=False)
+        except anyio.EndOfStream as exc:
+            reason = "the peer closed the transport" + (f": {exc}" if str(exc) else "")
+            self._end(Ended("transport close", reason, by_peer=True), flush=False)
         except ConnectionLost as exc:
             self.end(exc.code, exc.reason, flush=False)
         except anyio.ClosedResourceError:

@@ -145,6 +145,16 @@ def _seconds(fields: dict[str, Any], key: str) -> float:
     return milliseconds / 1000
 
 
+def length_of(packet: Packet, eio: Literal[3, 4], *, polling: bool) -> int:
+    """The bytes of a packet as a WebSocket message, or as a polling payload of its own: in Engine.IO 3, at most."""
+    binary = isinstance(packet.data, bytes)
+    if not polling:
+        return packet.size - (binary and eio == 4)
+    if eio == 3:
+        return packet.size + len("0123456789:0")
+    return (packet.size + 1) // 3 * 4 + 1 if binary else packet.size
+
+
 def encode(packet: Packet, eio: Literal[3, 4]) -> str | bytes:
     """A packet as one WebSocket message."""
     data = packet.data

@@ -20,6 +20,7 @@ Two tables say what may happen; a missing entry is the error. The rules behind t
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -387,6 +388,8 @@ class Automaton:
         self._settings = settings
         self._opening = RoadInput.OPEN_POLLING if polling else RoadInput.OPEN_WEBSOCKET
         self._pings = (side is Side.SERVER) == (eio == 4)
+        #: bytes of one message that a client's server takes
+        self._max_payload: float = math.inf
         self._interval: float = settings.ping_interval
         self._patience: float = settings.ping_timeout
         self._stays: dict[str, Stay] = {}
@@ -569,6 +572,8 @@ class Automaton:
         self._take(self._opening)
         self.sid = handshake.sid
         self._interval, self._patience = handshake.ping_interval, handshake.ping_timeout
+        if handshake.max_payload is not None:
+            self._max_payload = handshake.max_payload
         self._start_heartbeat(now)
         return Opened(handshake.sid, handshake.upgrades)
 
@@ -662,17 +667,27 @@ class Automaton:
     def encode_action(self, namespace: str, name: str, args: tuple[Any, ...], id: int | None = None) -> Unit:
         """Encode an action.
 
-        :raises ValueError: as :func:`encode_action`.
+        :raises ValueError: as :func:`encode_action`, or the server does not take so much in one message.
         """
-        return encode_action(self.protocol, namespace, name, args, id, self._settings.max_attachments)
+        return self._short(encode_action(self.protocol, namespace, name, args, id, self._settings.max_attachments))
 
     def encode_answer(self, namespace: str, id: int, args: tuple[Any, ...]) -> Unit:
         """Encode the answer to a call.
 
-        :raises ValueError: a value cannot be sent, or it has too many attachments.
+        :raises ValueError: a value cannot be sent, it has too many attachments, or the server does not take so much in
+            one message.
         """
         unit = socketio.encode(socketio.Packet(socketio.PacketType.ACK, namespace, list(args), id), self.protocol)
-        return _bounded(unit, self._settings.max_attachments)
+        return self._short(_bounded(unit, self._settings.max_attachments))
+
+    def _short(self, unit: Unit) -> Unit:
+        """A server ends the session at a message that is too long for it."""
+        if self._max_payload < math.inf:
+            polling = self.road is not Road.WEBSOCKET
+            for packet in unit:
+                if (length := engineio.length_of(packet, self.eio, polling=polling)) > self._max_payload:
+                    raise ValueError(f"a message of {length} bytes, where the server takes {self._max_payload} at most")
+        return unit
 
     def _encode(self, type: socketio.PacketType, namespace: str, data: Any = None) -> Unit:
         return socketio.encode(socketio.Packet(type, namespace, data), self.protocol)

@@ -21,7 +21,16 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ..errors import ConnectionLost, HandshakeError, ProtocolError
-from ..protocol.engineio import BINARY, MAX_PACKETS, Open, Packet, PacketType, decode_payload, encode_payload
+from ..protocol.engineio import (
+    BINARY,
+    MAX_PACKETS,
+    Open,
+    Packet,
+    PacketType,
+    decode_payload,
+    encode_payload,
+    length_of,
+)
 from ..settings import Settings
 from .httpx_stream import excerpt_of, locate, reason_of
 
@@ -276,7 +285,8 @@ class HttpxPollingTransport:
         batch: list[Packet] = []
         size = 0
         for packet in packets:
-            length = self._length(packet)
+            # with the separator
+            length = length_of(packet, self._eio, polling=True) + 1
             if batch and (size + length > self._max_payload or len(batch) == MAX_PACKETS):
                 yield batch
                 batch, size = [], 0
@@ -284,14 +294,6 @@ class HttpxPollingTransport:
             size += length
         if batch:
             yield batch
-
-    def _length(self, packet: Packet) -> int:
-        """The most bytes that a packet takes in a payload."""
-        if self._eio == 3:
-            return packet.size + len("0123456789:0")
-        if isinstance(packet.data, bytes):
-            return (len(packet.data) + 2) // 3 * 4 + 2
-        return packet.size + 1
 
     # -- receiving
 

@@ -15,6 +15,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 from websockets.exceptions import ProtocolError as CoreProtocolError
+from websockets.extensions import Extension
 from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import Protocol, Side, State
 
@@ -31,6 +32,8 @@ WRITE_SIZE = 65_536
 MAX_FRAGMENTS = 4096
 #: empty fragments of one message; senders that end a message with one, or begin it with one, need two
 MAX_EMPTY_FRAGMENTS = 16
+#: bytes from which a message is compressed, on a WebSocket with permessage-deflate: below, little is gained
+COMPRESSED_FROM = 1024
 
 #: what a byte stream raises when it, or its peer, is gone; errors of TLS are OSErrors
 STREAM_ERRORS = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError)
@@ -64,9 +67,27 @@ def open_core(handshake: Protocol, settings: Settings) -> Protocol:
 
     :param handshake: the core's server or client object that negotiated, for its side and its extensions.
     """
-    core = Protocol(handshake.side, state=State.OPEN, max_size=settings.max_payload, logger=_core_logger)
-    core.extensions = handshake.extensions
+    max_size = settings.max_payload
+    if handshake.extensions:
+        # what cannot be compressed gets longer by it; that the message itself is within its limit is seen to later
+        max_size += max_size // 16 + 64
+    core = Protocol(handshake.side, state=State.OPEN, max_size=max_size, logger=_core_logger)
+    core.extensions = [_Compression(extension) for extension in handshake.extensions]
     return core
+
+
+class _Compression(Extension):
+    """permessage-deflate as it was negotiated, which leaves short messages as they are."""
+
+    def __init__(self, negotiated: Extension) -> None:
+        self.name = negotiated.name
+        self._negotiated = negotiated
+
+    def decode(self, frame: Frame, *, max_size: int | None = None) -> Frame:
+        return self._negotiated.decode(frame, max_size=max_size)
+
+    def encode(self, frame: Frame) -> Frame:
+        return frame if len(frame.data) < COMPRESSED_FROM else self._negotiated.encode(frame)
 
 
 def frame_of(message: str | bytes) -> bytes:
@@ -252,6 +273,8 @@ class WebSocket:
         return True
 
     def _complete(self, opcode: Opcode, data: bytes | bytearray | memoryview) -> bool:
+        if len(data) > self._max_size:
+            return self._fail(1009, "message too big")
         if opcode is Opcode.BINARY:
             self._received.append(bytes(data))
             return True
