@@ -18,7 +18,11 @@ ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class Transport(Protocol):
-    """One road of an Engine.IO session: packets in, packets out, in order. One task sends, one task receives."""
+    """One road of an Engine.IO session: packets in, packets out, whole and in order. One task sends, one task receives.
+
+    What ends it says so every time: who sends or receives after the end gets the same exception again. What had arrived
+    whole before the end is received first. The tests in ``tests/contract`` hold every transport to this page.
+    """
 
     @property
     def name(self) -> Literal["websocket", "polling"]:
@@ -26,30 +30,34 @@ class Transport(Protocol):
         ...
 
     async def send(self, packets: Sequence[Packet]) -> None:
-        """Send a batch of packets, whole and in order.
+        """Send a batch of packets.
 
-        Cancelled, a WebSocket may have sent part of the batch and is good for :meth:`aclose` only; polling has sent
-        nothing.
+        Cancelled, it has sent nothing (a server's polling), or whole packets from the front of the batch and perhaps a
+        part of the next one: then the transport is good for :meth:`aclose` only.
 
-        :raises anyio.ClosedResourceError: this side has closed the transport.
-        :raises ConnectionLost: the peer is gone, or takes no bytes for the stall timeout (code ``"stalled"``).
+        :raises anyio.ClosedResourceError: this side has closed the transport, before or meanwhile.
+        :raises ConnectionLost: the peer has closed the transport or is gone, or takes no bytes for the stall timeout
+            (code ``"stalled"``).
         """
         ...
 
     async def receive(self) -> list[Packet]:
         """Wait for the next packets, at least one. Safe to cancel: nothing is lost.
 
-        :raises anyio.EndOfStream: the peer closed the transport in an orderly way.
-        :raises anyio.ClosedResourceError: this side has closed the transport.
+        :raises anyio.EndOfStream: the peer closed the transport in an orderly way; a WebSocket's close code and reason
+            are in its text. Polling knows no such end, but for a CLOSE packet.
+        :raises anyio.ClosedResourceError: this side has closed the transport, before or meanwhile.
         :raises ConnectionLost: the peer is gone.
-        :raises ProtocolError: the peer sent something invalid; the transport is good for :meth:`aclose` only.
+        :raises ProtocolError: the peer sent something invalid, or more than ``max_payload``; the transport is good for
+            :meth:`aclose` only.
         """
         ...
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close the transport, with a WebSocket close code and reason where there is one. Idempotent.
 
-        Waits for the peer's part for the close timeout at most; cancelled, it closes the hard way.
+        Ends a ``send`` and a ``receive`` that are under way. Waits for the peer's part for the close timeout at most;
+        cancelled, it closes the hard way.
         """
         ...
 

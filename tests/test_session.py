@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -9,9 +10,11 @@ import anyio.lowlevel
 import pytest
 
 from brightsocket_anyio import Brightsocket, Connection
-from brightsocket_anyio.protocol.engineio import Packet, PacketType
-from brightsocket_anyio.protocol.state import Unit
-from brightsocket_anyio.session import Outbox
+from brightsocket_anyio.protocol.engineio import Open, Packet, PacketType
+from brightsocket_anyio.protocol.state import Automaton, Ended, Event, Joined, Opened, Side, Unit
+from brightsocket_anyio.session import Outbox, Session
+from brightsocket_anyio.settings import Settings
+from brightsocket_anyio.transport import Transport
 
 from .support import PATIENCE, identified, serving_in_memory
 
@@ -197,3 +200,86 @@ async def test_one_read_that_brings_thousands_of_packets_lets_the_others_run() -
                 await anyio.lowlevel.checkpoint()
                 turns += bool(connection.dropped)
         assert turns > 40
+
+
+class Road:
+    """A client's road whose waiting tasks are woken just as the session leaves it."""
+
+    name: Any
+
+    def __init__(self, name: str, woken: anyio.Event, left: str) -> None:
+        self.name = name
+        self.sent: list[Packet] = []
+        self.arriving: list[Packet] = []
+        self._woken = woken
+        self._left = left
+        self._retired = False
+
+    async def send(self, packets: Sequence[Packet]) -> None:
+        if self._left == "sending" and packets[0].type is PacketType.MESSAGE:
+            await self._woken.wait()
+            if self._retired:
+                raise anyio.ClosedResourceError
+        self.sent += packets
+        if packets[0].type is PacketType.UPGRADE:
+            # nothing comes between this and the change of roads
+            self._woken.set()
+
+    async def receive(self) -> list[Packet]:
+        if self.arriving:
+            return [self.arriving.pop(0)]
+        if self._left != "receiving":
+            await anyio.sleep_forever()
+        await self._woken.wait()
+        raise anyio.ClosedResourceError
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None: ...
+
+    async def pause(self) -> list[Packet]:
+        return []
+
+    def release(self) -> None:
+        raise AssertionError("the upgrade has failed")
+
+    def retire(self) -> None:
+        self._retired = True
+
+
+@pytest.mark.parametrize("left", ["sending", "receiving"])
+async def test_a_task_that_is_woken_just_as_the_session_changes_its_road_goes_on_by_the_other(left: str) -> None:
+    """It sees the old road closed: that is no end of the session, and what was not sent goes by the new one."""
+    settings = Settings()
+    woken, joined = anyio.Event(), anyio.Event()
+    polling, websocket = Road("polling", woken, left), Road("websocket", woken, "")
+    automaton = Automaton(Side.CLIENT, 4, settings, now=anyio.current_time(), polling=True)
+    opened = Open("sid", ("websocket",), 25, 20).to_packet()
+    session = Session(automaton, polling, settings, received=[opened])
+
+    async def dial() -> Transport:
+        await anyio.wait_all_tasks_blocked()
+        websocket.arriving += [Packet(PacketType.PONG, "probe"), Packet(PacketType.MESSAGE, '0{"sid":"id"}')]
+        return websocket
+
+    class Sink:
+        full = calling = False
+
+        def handle(self, event: Event) -> None:
+            if isinstance(event, Opened):
+                automaton.ask("/", anyio.current_time())
+                session.push(unit("0"))
+                session.change_road(polling, dial)
+            else:
+                assert event == Joined("/", "id")
+                joined.set()
+
+        async def end(self, cause: Ended) -> None: ...
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(session.run, Sink())
+        with anyio.fail_after(PATIENCE):
+            await joined.wait()
+        await anyio.wait_all_tasks_blocked()
+        assert session.ending is None
+        assert session.transport is websocket
+        assert unit("0")[0] in (polling if left == "receiving" else websocket).sent
+        tg.cancel_scope.cancel()

@@ -36,6 +36,7 @@ class ASGIWebSocketTransport:
         self._key = _KEYS[eio]
         self._settings = settings
         self._lock = anyio.Lock(fast_acquire=True)
+        self._sending = anyio.CancelScope()
         self._closed = False
         self._end: Exception | None = None
 
@@ -87,11 +88,14 @@ class ASGIWebSocketTransport:
             await checkpoint()
             return
         reason = reason.encode()[:_MAX_REASON].decode(errors="ignore")
-        with anyio.move_on_after(self._settings.close_timeout):
-            async with self._lock:
-                # whatever a server raises here, it means that the WebSocket is closed already
-                with contextlib.suppress(Exception):
-                    await self._asgi_send({"type": "websocket.close", "code": code, "reason": reason})
+        try:
+            with anyio.move_on_after(self._settings.close_timeout):
+                async with self._lock:
+                    # whatever a server raises here, it means that the WebSocket is closed already
+                    with contextlib.suppress(Exception):
+                        await self._asgi_send({"type": "websocket.close", "code": code, "reason": reason})
+        finally:
+            self._sending.cancel()
 
     def _message(self, packet: Packet) -> Message:
         message: str | bytes | None = packet.frames.get(self._key)
@@ -104,7 +108,7 @@ class ASGIWebSocketTransport:
         patience = self._settings.stall
         sent = False
         try:
-            with anyio.move_on_after(patience):
+            with anyio.move_on_after(patience) as self._sending:
                 await self._asgi_send(message)
                 sent = True
         except Exception as exc:
@@ -114,6 +118,8 @@ class ASGIWebSocketTransport:
             self._end = ConnectionLost("transport error", "a message was cancelled half way")
             raise
         if not sent:
+            if self._closed:
+                raise anyio.ClosedResourceError
             self._end = ConnectionLost("stalled", f"the peer took no bytes for {patience:g} seconds")
             raise self._end
 

@@ -91,6 +91,10 @@ class _Failure(Exception):
         self.status = status
 
 
+class _TooLong(_Failure):
+    """An answer was longer than any that the settings allow."""
+
+
 class _Requests:
     """What the requests of one session have in common, and what each of them has of its own.
 
@@ -164,7 +168,7 @@ class _Requests:
                 else:
                     body += chunk
         if scope.cancel_called:
-            raise _Failure(f"{self.where} has sent more than {self._max_size} bytes", response.status_code)
+            raise _TooLong(f"{self.where} has sent more than {self._max_size} bytes", response.status_code)
         return bytes(body)
 
 
@@ -193,9 +197,6 @@ class _State(enum.Enum):
     OPEN = enum.auto()
     #: the session is changing to another road: none begins
     PAUSED = enum.auto()
-    #: it has changed: whoever still sends or receives here waits for the cancellation that the change has brought it,
-    #: which does not reach a task that is about to run before its next wait
-    RETIRED = enum.auto()
     CLOSED = enum.auto()
 
 
@@ -227,6 +228,7 @@ class HttpxPollingTransport:
         self._state = _State.OPEN
         self._get: anyio.CancelScope | None = None
         self._posting = False
+        self._post_scope = anyio.CancelScope()
         #: what made it useless, if anything did
         self._end: ConnectionLost | ProtocolError | None = None
         self._changed = anyio.Event()
@@ -253,9 +255,10 @@ class HttpxPollingTransport:
             timeout (code ``"stalled"``).
         """
         await checkpoint_if_cancelled()
-        while self._state in (_State.PAUSED, _State.RETIRED) or self._posting:
+        while self._state is _State.PAUSED or self._posting:
             self._check_usable()
             await self._changed.wait()
+        self._check_usable()
         self._posting = True
         try:
             for batch in self._batches(packets):
@@ -270,7 +273,7 @@ class HttpxPollingTransport:
         stall = self._settings.stall
         answered = False
         try:
-            with anyio.move_on_after(stall):
+            with anyio.move_on_after(stall) as self._post_scope:
                 await self._requests.send("POST", self._requests.polling_timeout, content_type, content)
                 answered = True
         except _Failure as exc:
@@ -279,6 +282,8 @@ class HttpxPollingTransport:
             self._lose("transport error", "a POST was cut off")
             raise
         if not answered:
+            if self._state is _State.CLOSED:
+                raise anyio.ClosedResourceError
             raise self._lose("stalled", f"a POST was not answered within {stall:g} seconds")
 
     def _batches(self, packets: Sequence[Packet]) -> Generator[Sequence[Packet]]:
@@ -321,10 +326,10 @@ class HttpxPollingTransport:
             with scope:
                 content_type, body = await self._requests.send("GET", self._requests.polling_timeout)
                 self._received = _decode(content_type, body, self._eio, self._settings)
+        except (ProtocolError, _TooLong) as exc:
+            self._end = ProtocolError(str(exc))
         except _Failure as exc:
             self._lose("transport error", str(exc))
-        except ProtocolError as exc:
-            self._end = exc
         finally:
             self._get = None
             self._change()
@@ -351,7 +356,8 @@ class HttpxPollingTransport:
 
     def retire(self) -> None:
         """Be done, without a word to the server: the session has changed to the other road."""
-        self._state = _State.RETIRED
+        self._state = _State.CLOSED
+        self._change()
 
     # -- the end
 
@@ -363,7 +369,7 @@ class HttpxPollingTransport:
         :param code: polling has no place for it.
         :param reason: nor for this.
         """
-        if self._state in (_State.RETIRED, _State.CLOSED):
+        if self._state is _State.CLOSED:
             await checkpoint()
             return
         self._state = _State.CLOSED
@@ -378,6 +384,7 @@ class HttpxPollingTransport:
         finally:
             if self._get is not None:
                 self._get.cancel()
+            self._post_scope.cancel()
             with anyio.CancelScope(shield=True):
                 while self._get is not None:
                     await self._changed.wait()
@@ -385,7 +392,7 @@ class HttpxPollingTransport:
     async def _say_goodbye(self) -> None:
         while self._posting:
             await self._changed.wait()
-        with contextlib.suppress(ConnectionLost):
+        with contextlib.suppress(ConnectionLost, anyio.ClosedResourceError):
             await self._post(_CLOSE)
         with anyio.move_on_after(_GOODBYE):
             while self._get is not None:

@@ -413,9 +413,9 @@ class StreamTransport:
         try:
             packets.extend(decode(message, eio) for message in messages)
         except ProtocolError as exc:
+            self._error = exc
             if not packets:
                 raise
-            self._error = exc
         return packets
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:

@@ -187,7 +187,9 @@ class TrioWebSocketTransport:
         self._settings = settings
         self._closed = False
         self._too_big = False
+        #: trio-websocket has failed the connection by itself
         self._failed = False
+        self._error: ProtocolError | None = None
         self._lost: ConnectionLost | None = None
 
     @property
@@ -227,8 +229,8 @@ class TrioWebSocketTransport:
     async def receive(self) -> list[Packet]:
         if self._closed:
             raise anyio.ClosedResourceError
-        if self._too_big:
-            raise ProtocolError("message too big")
+        if self._error is not None:
+            raise ProtocolError(str(self._error))
         try:
             message = await self._connection.get_message()
         except trio_websocket.ConnectionClosed as exc:
@@ -238,16 +240,23 @@ class TrioWebSocketTransport:
             # for a message over its limit with its receiving end closed
             if exc.reason is None:
                 self._failed = True
-                raise ProtocolError("invalid WebSocket frame") from exc
+                self._error = ProtocolError("invalid WebSocket frame")
+                raise self._error from exc
             if exc.reason.code == 1009 and isinstance(exc.__context__, trio.ClosedResourceError):
-                raise ProtocolError("message too big") from exc
+                self._error = ProtocolError("message too big")
+                raise self._error from exc
             if exc.reason.code == 1006:
                 raise ConnectionLost("transport close", _explain(exc.reason)) from exc
             raise anyio.EndOfStream(_explain(exc.reason)) from exc
         if len(message if isinstance(message, bytes) else message.encode()) > self._settings.max_payload:
             self._too_big = True
-            raise ProtocolError("message too big")
-        return [decode(message, self._eio)]
+            self._error = ProtocolError("message too big")
+            raise self._error
+        try:
+            return [decode(message, self._eio)]
+        except ProtocolError as exc:
+            self._error = exc
+            raise
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         if self._closed:
