@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
+import logging
+import math
+import random
 import ssl
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Literal, TypeVar, Unpack
 
 import anyio
 import httpx
-from anyio.abc import TaskGroup
+from anyio.abc import ObjectReceiveStream, TaskGroup
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from .connection import Connection, ConnectionCore, End, Handler, enclosing
 from .errors import ChannelRefused, ConfigurationError, ConnectionLost, HandshakeError
@@ -42,7 +48,17 @@ from .workers import Workers
 #: at the moment in which a POST goes out on it
 _LIMITS = httpx.Limits(keepalive_expiry=3)
 
+#: changes of state that a stream keeps for its reader; older ones are dropped
+_MAX_STATES = 100
+
+logger: logging.Logger = logging.getLogger("brightsocket_anyio")
+
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+#: What a client hands over: a mapping, or a function, synchronous or asynchronous, that is asked for it each time.
+Identity = Mapping[str, Any] | Callable[[], Mapping[str, Any] | Awaitable[Mapping[str, Any]]]
+
+ClientState = Literal["disconnected", "connecting", "connected", "reconnecting"]
 
 
 @asynccontextmanager
@@ -96,6 +112,7 @@ async def open_client(
                     # connection's own tasks all the same
                     with anyio.CancelScope(shield=True):
                         await client.disconnect()
+                    client._states.close()
                 task_group.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             error = _sole(group)
@@ -113,6 +130,10 @@ def _sole(group: BaseExceptionGroup[Any]) -> BaseException | None:
     return _sole(only) if isinstance(only, BaseExceptionGroup) else only
 
 
+async def _raise(exc: Exception) -> None:
+    raise exc
+
+
 class Client:
     """A client that is on one channel at a time. Made by :func:`open_client`."""
 
@@ -124,15 +145,30 @@ class Client:
         self._workers = Workers(task_group, enclosing())
         self._handlers: list[tuple[str, Handler]] = []
         self._stay: _Stay | None = None
+        self._states = _States()
 
     def __repr__(self) -> str:
-        return f"<Client {self.connection!r}>"
+        return f"<Client {self.state} {self.connection!r}>"
 
     @property
     def connection(self) -> Connection | None:
         """The current connection; ``None`` while the client is on no channel."""
         stay = self._stay
         return stay.connection if stay is not None and stay.core is not None and stay.core.ended is None else None
+
+    @property
+    def state(self) -> ClientState:
+        """Where the client stands: ``"disconnected"`` (on no channel), ``"connecting"`` (it has asked for one),
+        ``"connected"``, or ``"reconnecting"`` (its session was lost, and it is about to come back).
+        """
+        return self._states.current
+
+    def states(self) -> ObjectReceiveStream[ClientState]:
+        """The changes of :attr:`state` from now on, as a stream: ``async with client.states() as states: async for …``.
+
+        It keeps the last hundred for a reader that is slow, and ends with the client. Close it to stop.
+        """
+        return self._states.listen()
 
     def on(self, action: str, *, limit: int = 1) -> Callable[[Function], Function]:
         """Handle an action on whichever channel the client is: as :meth:`Connection.on`, but for the client's whole
@@ -152,15 +188,23 @@ class Client:
 
         return decorate
 
-    async def connect(self, channel: str, identity: Mapping[str, Any] | None = None) -> Connection:
+    async def connect(self, channel: str, identity: Identity | None = None) -> Connection:
         """Leave the current channel, if any, and then open another; returns when the server has let the client in.
 
         The old connection's scope is over before the new session opens. There is no timeout: use
         :func:`anyio.fail_after`. Cancelled, the client is on no channel.
 
+        Once it is let in, the client comes back by itself whenever its session is lost, and hands over its identity
+        again; the ``reconnection`` settings say how often, and whether at all. Its handlers and streams go on over the
+        gap, and :attr:`state` tells of it. Calls that are under way fail; what is sent meanwhile waits, or fails, as
+        the ``while_away`` setting says. What was being sent when the session was lost may have arrived or not; nothing
+        is sent twice. The connection ends when the server ends it or refuses the client, or when the attempts are used
+        up.
+
         :param channel: a channel's name, or a Socket.IO namespace (it begins with ``/``).
         :param identity: what the server's channel gets; for a namespace, CONNECT's auth payload (Socket.IO 1 and 2: the
-            query).
+            query). A function, synchronous or asynchronous, is called for it each time it is handed over; what it
+            raises comes out of this call, and later out of :func:`open_client`.
         :raises ChannelRefused: the server turned the client away; the client is on no channel.
         :raises HandshakeError: no session could be opened.
         :raises ConnectionLost: the session was lost before the server answered.
@@ -171,10 +215,12 @@ class Client:
         """
         self._check_outside("connect")
         old = self._stay
-        stay = self._stay = _Stay(self._roads, self._settings, self._eio, channel, identity or {}, self._handlers)
+        stay = _Stay(self, channel, {} if identity is None else identity)
+        self._stay = stay
+        self._states.change("connecting")
         if old is not None:
             old.leave("the client has switched to another channel")
-        self._task_group.start_soon(stay.run, old, name=f"connection on {channel}")
+        self._task_group.start_soon(stay.run, old, name=f"stay on {channel}")
         try:
             await stay.decided.wait()
         except BaseException:
@@ -196,6 +242,13 @@ class Client:
         if stay is not None:
             stay.leave("the client has disconnected")
             await stay.over.wait()
+            if self._stay is None:
+                self._states.change("disconnected")
+
+    def _fail(self, exc: Exception) -> None:
+        """Have an error come out of :func:`open_client`, before anybody sees what follows from it."""
+        self._task_group.start_soon(_raise, exc)
+        self._task_group.cancel_scope.cancel()
 
     def _check_outside(self, what: str) -> None:
         if self._stay is not None and self._stay.core is not None and self._stay.core.is_inside:
@@ -205,74 +258,136 @@ class Client:
             )
 
 
+class _States:
+    """A client's state, and who hears of its changes."""
+
+    def __init__(self) -> None:
+        self.current: ClientState = "disconnected"
+        self._streams: list[tuple[MemoryObjectSendStream[ClientState], MemoryObjectReceiveStream[ClientState]]] = []
+        self._closed = False
+
+    def change(self, state: ClientState) -> None:
+        if state == self.current:
+            return
+        self.current = state
+        for pair in list(self._streams):
+            send, receive = pair
+            try:
+                if send.statistics().current_buffer_used == _MAX_STATES:
+                    receive.receive_nowait()
+                send.send_nowait(state)
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                send.close()
+                self._streams.remove(pair)
+
+    def listen(self) -> MemoryObjectReceiveStream[ClientState]:
+        send, receive = anyio.create_memory_object_stream[ClientState](_MAX_STATES)
+        if self._closed:
+            send.close()
+        else:
+            self._streams.append((send, receive))
+        return receive
+
+    def close(self) -> None:
+        self._closed = True
+        for send, _ in self._streams:
+            send.close()
+        self._streams.clear()
+
+
+#: answers to a handshake that say no to this client, whenever it comes
+_REFUSALS = (401, 403)
+
+
 class _Stay:
-    """The client's stay on one channel: one session, and the connection on it."""
+    """The client's stay on one channel: the connection, and the sessions beneath it, one after the other."""
 
     session: Session
 
-    def __init__(
-        self,
-        roads: Roads,
-        settings: Settings,
-        eio: Literal[3, 4],
-        channel: str,
-        identity: Mapping[str, Any],
-        handlers: list[tuple[str, Handler]],
-    ) -> None:
+    def __init__(self, client: Client, channel: str, identity: Identity) -> None:
         self.core: ConnectionCore | None = None
         self.connection: Connection | None = None
         self.error: Exception | None = None
-        self.decided = anyio.Event()
-        self.over = anyio.Event()
-        self._roads = roads
-        self._settings = settings
-        self._eio: Literal[3, 4] = eio
+        self.decided: anyio.Event = anyio.Event()
+        self.over: anyio.Event = anyio.Event()
+        self._client = client
+        self._settings = client._settings
         self._channel = channel
-        self._identity = identity
-        self._handlers = handlers
         self._namespace = channel if channel.startswith("/") else "/"
-        protocol: Literal[4, 5] = 5 if eio == 4 else 4
-        names_channel = self._namespace != channel
-        self._connect: Unit = encode_connect(protocol, self._namespace, None if names_channel else identity or None)
-        self._identify: Unit | None = encode_identify(protocol, channel, identity) if names_channel else None
-        self._explained: Explained | None = None
-        self._finished = anyio.Event()
+        self._ask: Callable[[], Any] | None = None
+        if callable(identity):
+            self._ask = identity
+        else:
+            self._introduce(identity)
+        self._left = False
         self._dialling = anyio.CancelScope()
+        self._waiting = anyio.CancelScope()
+        self._explained: Explained | None = None
+        #: how the last session was lost
+        self._loss = End("closed", "")
+        self._let_in_at = math.inf
+        self._finished = anyio.Event()
+
+    def _introduce(self, identity: Mapping[str, Any]) -> None:
+        """From now on the client is this one.
+
+        :raises ValueError: the identity cannot be sent.
+        """
+        protocol: Literal[4, 5] = 5 if self._client._eio == 4 else 4
+        names_channel = self._namespace != self._channel
+        self._connect: Unit = encode_connect(protocol, self._namespace, None if names_channel else identity or None)
+        self._identify: Unit | None = encode_identify(protocol, self._channel, identity) if names_channel else None
+        self._identity = identity
 
     async def run(self, previous: _Stay | None) -> None:
-        """Wait until the stay before is over, open a session, and live on it until the end of either."""
+        """Wait until the stay before is over, open a session, and live on it and its successors until the end."""
         try:
             if previous is not None:
                 await previous.over.wait()
-            road: tuple[Transport, list[Packet]] | None = None
-            with self._dialling:
-                road = await self._roads.open()
-            if road is None:
+            try:
+                opened = await self._open(math.inf)
+            except Exception as exc:
+                self._fail(exc)
                 return
-            transport, received = road
-            if self._dialling.cancel_called:
-                # left at the very moment at which the session was open
-                with anyio.CancelScope(shield=True):
-                    await transport.aclose()
-                return
-            polling = transport.name == "polling"
-            automaton = Automaton(Side.CLIENT, self._eio, self._settings, now=anyio.current_time(), polling=polling)
-            session = self.session = Session(automaton, transport, self._settings, received=received)
-            self.core = ConnectionCore(session, self._namespace, self._settings, id="")
-            for action, handler in self._handlers:
-                self.core.attach(action, handler)
-            await session.run(self, self._begin)
-        except (HandshakeError, ConnectionLost) as exc:
-            self._fail(exc)
+            if opened:
+                await self._live()
         finally:
             if self.core is not None:
                 self.core.over.set()
             self._fail(ConnectionLost("closed", "the client was closed"))
             self.over.set()
+            self._note("disconnected")
+
+    async def _live(self) -> None:
+        """The connection's scope, and what carries it beside."""
+        core = self.core = ConnectionCore(
+            self.session, self._namespace, self._settings, id="", ids=itertools.count(), failed=self._failed
+        )
+        core.resumes = self._settings.reconnection
+        for action, handler in self._client._handlers:
+            core.attach(action, handler)
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(self._try_to_carry, core, name=f"sessions of {self._channel}")
+            try:
+                await core.run()
+            finally:
+                self._finished.set()
+                self._left = True
+                self._dialling.cancel()
+                automaton = self.session.automaton
+                if self.session.ending is None and self._namespace in automaton.live:
+                    self.session.push(automaton.leave(self._namespace, anyio.current_time()))
+                self.session.end("io client disconnect", "the client has closed the connection")
+
+    def _failed(self, exc: Exception) -> End:
+        """The application's code has failed: the client is at its end."""
+        self._client._fail(exc)
+        return End("closed", "the client has failed")
 
     def leave(self, reason: str) -> None:
         """End the stay, wherever it stands."""
         self._fail(anyio.ClosedResourceError(reason))
+        self._left = True
         self._dialling.cancel()
         if self.core is not None:
             self.core.end(End("closed", reason))
@@ -283,19 +398,98 @@ class _Stay:
             self.error = error
             self.decided.set()
 
-    def _begin(self) -> None:
-        self.session.task_group.start_soon(self._live, name="connection")
+    def _note(self, state: ClientState) -> None:
+        if self._client._stay is self:
+            self._client._states.change(state)
 
-    async def _live(self) -> None:
-        assert self.core is not None
+    # -- the sessions
+
+    async def _try_to_carry(self, core: ConnectionCore) -> None:
         try:
-            await self.core.run()
-        finally:
-            self._finished.set()
-            automaton = self.session.automaton
-            if self.session.ending is None and self._namespace in automaton.live:
-                self.session.push(automaton.leave(self._namespace, anyio.current_time()))
-            self.session.end("io client disconnect", "the client has closed the connection")
+            await self._carry(core)
+        except Exception as exc:
+            core.end(self._failed(exc))
+
+    async def _carry(self, core: ConnectionCore) -> None:
+        """Run the session, and when it is lost the next one, until the connection has ended."""
+        settings = self._settings
+        attempts = 0
+        while True:
+            self._let_in_at = math.inf
+            await self.session.run(self, self._begin)
+            if core.ended is not None:
+                return
+            if anyio.current_time() - self._let_in_at >= settings.reconnection_delay_max:
+                attempts = 0
+            opened = False
+            while not opened:
+                if attempts == settings.reconnection_attempts:
+                    reason = f"{self._loss.reason}; the client has tried {attempts} times to come back"
+                    core.end(End(self._loss.code, reason))
+                    return
+                await self._pause(attempts)
+                attempts += 1
+                try:
+                    opened = await self._open(settings.connect_timeout)
+                except HandshakeError as exc:
+                    logger.info("attempt %d to come back has failed: %s", attempts, exc)
+                    if exc.status in _REFUSALS:
+                        core.end(End("refused", str(exc)))
+                if self._left:
+                    return
+            core.resume(self.session)
+
+    async def _pause(self, attempts: int) -> None:
+        """Wait before an attempt: exponential backoff with full jitter, since a server that has gone has lost all its
+        clients at once."""
+        settings = self._settings
+        longest = min(settings.reconnection_delay * 2.0 ** min(attempts, 64), settings.reconnection_delay_max)
+        with anyio.CancelScope() as self._dialling:
+            if not self._left:
+                await anyio.sleep(random.uniform(0, longest))  # noqa: S311
+
+    async def _open(self, patience: float) -> bool:
+        """Open a session, to be run; returns False if the stay was left meanwhile.
+
+        :param patience: seconds that it may take.
+        :raises HandshakeError: no session could be opened.
+        """
+        road: tuple[Transport, list[Packet]] | None = None
+        with anyio.move_on_after(patience) as self._dialling:
+            if not self._left:
+                if self._ask is not None:
+                    identity = self._ask()
+                    self._introduce(await identity if inspect.isawaitable(identity) else identity)
+                road = await self._client._roads.open()
+        if self._left:
+            if road is not None:
+                # at the very moment at which the session was open
+                with anyio.CancelScope(shield=True):
+                    await road[0].aclose()
+            return False
+        if road is None:
+            raise HandshakeError(f"no session could be opened within {patience:g} seconds")
+        transport, received = road
+        polling = transport.name == "polling"
+        now = anyio.current_time()
+        automaton = Automaton(Side.CLIENT, self._client._eio, self._settings, now=now, polling=polling)
+        self.session = Session(automaton, transport, self._settings, received=received)
+        return True
+
+    def _begin(self) -> None:
+        self._explained = None
+        if self.connection is not None:
+            self.session.task_group.start_soon(self._await_admission)
+
+    async def _await_admission(self) -> None:
+        """Nobody else waits for a session after the first to be let in."""
+        assert self.core is not None
+        patience = self._settings.connect_timeout
+        with anyio.CancelScope() as self._waiting:
+            with anyio.move_on_after(patience):
+                await self.core.wait_decided()
+                return
+            self.session.end("connect timeout", f"the server has not let the client in within {patience:g} seconds")
 
     # -- the session's sink
 
@@ -313,7 +507,7 @@ class _Stay:
         match event:
             case Opened():
                 transport = self.session.transport
-                dial = self._roads.beyond(transport, event)
+                dial = self._client._roads.beyond(transport, event)
                 if dial is not None and isinstance(transport, HttpxPollingTransport):
                     self.session.change_road(transport, dial)
                 if automaton.ask(self._namespace, anyio.current_time()):
@@ -342,7 +536,15 @@ class _Stay:
                 self._end("ended", "the server has ended the connection")
 
     async def end(self, cause: Ended) -> None:
-        assert self.core is not None
+        core = self.core
+        assert core is not None
+        self._waiting.cancel()
+        if self.connection is not None and core.resumes and core.ended is None:
+            explained = self._explained
+            self._loss = End(explained.code, explained.reason) if explained else End(cause.code, cause.reason)
+            core.suspend(self._loss)
+            self._note("reconnecting")
+            return
         self._fail(ConnectionLost(cause.code, cause.reason))
         self._end("ended" if cause.by_peer else cause.code, cause.reason)
         await self._finished.wait()
@@ -356,6 +558,10 @@ class _Stay:
 
     def _accept(self) -> None:
         assert self.core is not None
-        self.connection = Connection(self.core, self._channel, self._identity)
+        if self.connection is None:
+            self.connection = Connection(self.core, self._channel, self._identity)
+        self.connection.identity = self._identity
+        self._let_in_at = anyio.current_time()
         self.core.accept([])
+        self._note("connected")
         self.decided.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -198,8 +198,8 @@ class Handler(Receiver):
         self._submit()
         try:
             result = await self._function(*item.args)
-            if caller is not None and item.id is not None:
-                await caller.answer(item.id, result if isinstance(result, tuple) else (result,))
+            if caller is not None:
+                await caller.answer(item.question, result if isinstance(result, tuple) else (result,))
         except Exception as exc:
             if self._failed is None:
                 raise
@@ -211,15 +211,27 @@ class Handler(Receiver):
 
 @dataclass(slots=True, eq=False)
 class _Call:
+    """A call of ours. It is over when it has its answer (``args``), or when the session that carried it is lost."""
+
     over: anyio.Event
     args: tuple[Any, ...] | None = None
+    loss: End | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A call of the peer's, which can be answered on the session that brought it only."""
+
+    session: Session
+    id: int
 
 
 class ConnectionCore:
     """What a connection does, for whoever owns it: its scope, its inbox, its outgoing messages, its end.
 
-    :param failed: told of an exception of a handler or filter, before the connection ends by it; where it is ``None``
-        the exception is the owner's, out of :meth:`run`.
+    :param ids: ack ids that the session has not used.
+    :param failed: told of an exception of a handler or filter; returns how the connection ends by it.
+    :ivar resumes: whether another session takes the place of one that is lost (:meth:`suspend`, then :meth:`resume`).
     """
 
     def __init__(
@@ -229,15 +241,17 @@ class ConnectionCore:
         settings: Settings,
         *,
         id: str,
-        failed: Callable[[Exception], End] | None = None,
+        ids: Iterator[int],
+        failed: Callable[[Exception], End],
     ) -> None:
-        self.session = session
+        self.session: Session = session
         self.namespace = namespace
         self.settings = settings
         self.id = id
         self.ended: End | None = None
         self.over: anyio.Event = anyio.Event()
         self.accepted: bool = False
+        self.resumes: bool = False
         self.dropped: int = 0
         self.inbox: Inbox = Inbox(
             settings.max_buffered_messages,
@@ -247,13 +261,17 @@ class ConnectionCore:
             dropped=self._note_dropped,
             changed=self._note_changed,
         )
+        self._ids = ids
         self._failed = failed
         self._filters: list[Callable[..., Awaitable[Any]]] = []
         self._streams: set[_Stream] = set()
         self._calls: dict[int, _Call] = {}
         self._call_slots = anyio.Semaphore(settings.max_calls, fast_acquire=True)
-        self._held: list[Unit] = []
+        #: what is to be sent once the connection is accepted, with its sender
+        self._held: list[tuple[Unit, object | None]] = []
         self._held_size = 0
+        #: how the session before was lost, until the connection is accepted again
+        self._away: End | None = None
         self._ending = anyio.Event()
         self._decided = anyio.Event()
         self._scope = anyio.CancelScope()
@@ -318,19 +336,36 @@ class ConnectionCore:
         """A function of the connection's has failed. Having run into the connection's own end is no failure."""
         if (self.ended is not None or self.session.ending is not None) and _is_end(exc):
             return
-        if self._failed is None:
-            raise exc
         self.end(self._failed(exc))
 
     def accept(self, units: list[Unit]) -> None:
         """The connection is accepted: send ``units``, then what was sent meanwhile; deliver what has arrived."""
-        for unit in (*units, *self._held):
+        for unit in units:
             self.session.push(unit)
+        for unit, sender in self._held:
+            self.session.push(unit, sender)
         self._held.clear()
         self._held_size = 0
+        self._away = None
         self.accepted = True
         self._decided.set()
         self.inbox.accept()
+
+    def suspend(self, loss: End) -> None:
+        """The session is lost, and another will take its place: calls under way fail, sends wait. Idempotent."""
+        if self.accepted and self.ended is None:
+            self.accepted = False
+            self._decided = anyio.Event()
+            self._away = loss
+            for call in self._calls.values():
+                call.loss = loss
+                call.over.set()
+
+    def resume(self, session: Session) -> None:
+        """The next session is there, on which :meth:`accept` follows. What was left unsent goes first then."""
+        self._held[:0] = [(unit, self) for unit in self.session.unsent]
+        self._held_size += sum(packet.size for unit in self.session.unsent for packet in unit)
+        self.session = session
 
     def settle(self) -> None:
         """The current task waits for the peer or sends to it: its channel's function has settled."""
@@ -344,28 +379,49 @@ class ConnectionCore:
         if self.ended is not None:
             raise self.ended.exception()
 
-    async def send(self, unit: Unit) -> None:
-        """Send a unit once the connection is accepted. Returns when a buffer has taken it."""
+    async def send(self, unit: Unit, call: _Call | None = None) -> None:
+        """Send a unit once the connection is accepted. Returns when a buffer has taken it.
+
+        :param call: what the unit asks for; once that is over, nothing is sent.
+        """
         await checkpoint_if_cancelled()
         self.settle()
-        if not self.accepted:
-            size = sum(packet.size for packet in unit)
-            if not self._held or (
-                len(self._held) < self.settings.max_buffered_messages
-                and self._held_size + size <= self.settings.max_buffered_bytes
-            ):
-                self._held.append(unit)
-                self._held_size += size
+        # what is sent of a call that has failed would be answered to nobody
+        sender = self if self.resumes and call is None else None
+        while call is None or not call.over.is_set():
+            if not self.accepted:
+                if self._away is not None and self.settings.while_away == "fail":
+                    raise self._away.exception()
+                if self._hold(unit, sender):
+                    return
+                await self.wait_accepted()
+            session = self.session
+            try:
+                await session.send(unit, sender)
+            except anyio.ClosedResourceError:
+                self.check()
+                ending = session.ending
+                loss = End(ending.code if ending else "transport error", "the session is over")
+                if not self.resumes:
+                    raise loss.exception() from None
+                if session is self.session:
+                    self.suspend(loss)
+            else:
+                # it may have waited for room until after the end
+                self.check()
                 return
-            await self.wait_accepted()
-        try:
-            await self.session.send(unit)
-        except anyio.ClosedResourceError:
-            self.check()
-            ending = self.session.ending
-            raise ConnectionLost(ending.code if ending else "transport error", "the session is over") from None
-        # it may have waited for room until after the end
-        self.check()
+
+    def _hold(self, unit: Unit, sender: object | None) -> bool:
+        """Keep a unit until the connection is accepted, if there is room."""
+        size = sum(packet.size for packet in unit)
+        if self._held and (
+            len(self._held) >= self.settings.max_buffered_messages
+            or self._held_size + size > self.settings.max_buffered_bytes
+        ):
+            return False
+        self._held.append((unit, sender))
+        self._held_size += size
+        return True
 
     async def wait_accepted(self) -> None:
         """Wait until the connection is accepted."""
@@ -373,21 +429,26 @@ class ConnectionCore:
         await self._decided.wait()
         self.check()
 
+    async def wait_decided(self) -> None:
+        """Wait until the connection is accepted, or has ended."""
+        await self._decided.wait()
+
     async def call(self, action: str, args: tuple[Any, ...]) -> Any:
         async with self._call_slots:
             self.check()
-            id = self.session.automaton.next_id()
+            id = next(self._ids)
             unit = self.session.automaton.encode_action(self.namespace, action, args, id)
             self._calls[id] = call = _Call(anyio.Event())
             try:
                 self.session.wake()
-                await self.send(unit)
+                await self.send(unit, call)
                 await call.over.wait()
             finally:
                 del self._calls[id]
             if call.args is None:
                 self.check()
-            assert call.args is not None
+                assert call.loss is not None
+                raise ConnectionLost(call.loss.code, f"the call was under way: {call.loss.reason}")
             return unpack(call.args)
 
     @property
@@ -395,27 +456,29 @@ class ConnectionCore:
         """Whether a call awaits its answer."""
         return bool(self._calls)
 
-    async def answer(self, id: int, args: tuple[Any, ...]) -> None:
-        """Answer a peer's call; without effect when the connection has ended.
+    async def answer(self, question: Question, args: tuple[Any, ...]) -> None:
+        """Answer a peer's call; without effect when the connection has ended, or the session that brought it.
 
         :raises ValueError: a value cannot be sent.
         """
-        unit = self.session.automaton.encode_answer(self.namespace, id, args)
+        session = question.session
+        unit = session.automaton.encode_answer(self.namespace, question.id, args)
         try:
             self.check()
-            await self.send(unit)
+            await session.send(unit)
         except (anyio.ClosedResourceError, anyio.EndOfStream, anyio.BrokenResourceError):
             logger.debug("nobody waits for the answer any more")
 
     def _answer_nothing(self, item: Item) -> None:
-        assert item.id is not None
-        self.session.push(self.session.automaton.encode_answer(self.namespace, item.id, ()))
+        question: Question = item.question
+        question.session.push(question.session.automaton.encode_answer(self.namespace, question.id, ()))
 
     # -- receiving
 
     def deliver(self, action: str, args: tuple[Any, ...], id: int | None, size: int) -> bool:
         """Take an action that has arrived; returns False when even the overflow is full."""
-        return self.ended is not None or self.inbox.add(action, args, id, size)
+        question = None if id is None else Question(self.session, id)
+        return self.ended is not None or self.inbox.add(action, args, question, size)
 
     def resolve(self, id: int, args: tuple[Any, ...]) -> None:
         """Take the answer to a call; one that nobody waits for is ignored."""

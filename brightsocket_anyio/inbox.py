@@ -18,10 +18,11 @@ from typing import Any
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One action that has arrived. ``id``: the peer waits for an answer. ``filtered``: all filters have let it pass."""
+    """One action that has arrived. ``question``: the peer waits for an answer. ``filtered``: all filters have let it
+    pass."""
 
     args: tuple[Any, ...]
-    id: int | None
+    question: Any
     size: int
     order: int
     filtered: bool = False
@@ -133,7 +134,7 @@ class Inbox:
         """Whether a lane that has receivers is full."""
         return bool(self._full)
 
-    def add(self, action: str, args: tuple[Any, ...], id: int | None, size: int) -> bool:
+    def add(self, action: str, args: tuple[Any, ...], question: Any, size: int) -> bool:
         """Take what has arrived; returns False, and takes nothing, when even the overflow is full."""
         lane = self._lanes.get(action)
         if lane is None:
@@ -141,7 +142,7 @@ class Inbox:
         if lane.action in self._full and not lane.waiting.has_room(size, 2):
             return False
         self._order += 1
-        lane.waiting.push(Item(args, id, size, self._order))
+        lane.waiting.push(Item(args, question, size, self._order))
         if lane.receivers:
             self._pump(lane)
         else:
@@ -237,8 +238,8 @@ class Inbox:
             return
         answerer = next((receiver for receiver in lane.receivers if receiver.answers), None)
         for receiver in list(lane.receivers):
-            receiver.put(item, answer=receiver is answerer and item.id is not None)
-        if answerer is None and item.id is not None:
+            receiver.put(item, answer=receiver is answerer and item.question is not None)
+        if answerer is None and item.question is not None:
             self._answer(item)
 
     def take(self, lane: Lane) -> Item | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -137,7 +138,7 @@ class _Visit:
     """One client's time on one channel: from naming it, over its acceptance, to its end."""
 
     def __init__(self, peer: _Peer, namespace: str, plan: Plan, identity: Any, id: str) -> None:
-        self.core = ConnectionCore(peer.session, namespace, plan.settings, id=id, failed=self._failed)
+        self.core = ConnectionCore(peer.session, namespace, plan.settings, id=id, ids=peer.ids, failed=self._failed)
         self.connection = Connection(self.core, plan.channel, identity, peer.webserver, peer.request)
         self.refusal: Refused | None = None
         self._peer = peer
@@ -217,6 +218,8 @@ class _Peer:
         self.server = server
         self.request = request
         self.webserver = server.webserver if server.webserver is not None else request.scope.get("app")
+        #: ack ids: none is used twice on the session, whoever is on it
+        self.ids: Iterator[int] = itertools.count()
         self._visits: dict[str, _Visit] = {}
         self._ids: dict[str, str] = {}
         self._switching = False

@@ -94,6 +94,7 @@ class Sink(Protocol):
 class _Waiting:
     unit: Unit
     size: int
+    sender: object | None
     over: anyio.Event
     taken: bool = False
 
@@ -110,6 +111,8 @@ class Outbox:
         self._waiting: deque[_Waiting] = deque()
         self._changed = anyio.Event()
         self._closed = False
+        #: once it is closed: the units with a sender that nobody has begun to send
+        self.unsent: list[Unit] = []
 
     @property
     def empty(self) -> bool:
@@ -120,10 +123,10 @@ class Outbox:
         """Whether answers that were pushed have doubled the bounds: whoever provokes them must not be read."""
         return len(self._units) >= 2 * self._max_messages or self._size >= 2 * self._max_bytes
 
-    def push(self, unit: Unit) -> None:
-        """Add what must go out whatever the bounds: the session's own packets."""
+    def push(self, unit: Unit, sender: object | None = None) -> None:
+        """Add what must go out whatever the bounds: the session's own packets, and what was accepted before."""
         if not self._closed:
-            self._append(unit, _size(unit), None)
+            self._append(unit, _size(unit), sender)
 
     def offer(self, unit: Unit, sender: object | None = None) -> bool:
         """Add a unit if there is room for it; one with a ``sender`` may be dropped by :meth:`drop_oldest`."""
@@ -133,16 +136,16 @@ class Outbox:
         self._append(unit, size, sender)
         return True
 
-    async def put(self, unit: Unit) -> None:
+    async def put(self, unit: Unit, sender: object | None = None) -> None:
         """Add a unit, waiting for room behind those that wait already. Cancelled, it is in or it is not.
 
         :raises anyio.ClosedResourceError: nothing is sent any more.
         """
         if self._closed:
             raise anyio.ClosedResourceError
-        if self.offer(unit):
+        if self.offer(unit, sender):
             return
-        waiting = _Waiting(unit, _size(unit), anyio.Event())
+        waiting = _Waiting(unit, _size(unit), sender, anyio.Event())
         self._waiting.append(waiting)
         try:
             await waiting.over.wait()
@@ -192,6 +195,7 @@ class Outbox:
         self._closed = True
         while self._waiting:
             self._waiting.popleft().over.set()
+        self.unsent += [unit for unit, _, sender in self._units if sender is not None]
         self._units.clear()
         self._size = 0
         self._change()
@@ -213,7 +217,7 @@ class Outbox:
     def _admit(self) -> None:
         while self._waiting and self._has_room(self._waiting[0].size):
             waiting = self._waiting.popleft()
-            self._append(waiting.unit, waiting.size, None)
+            self._append(waiting.unit, waiting.size, waiting.sender)
             waiting.taken = True
             waiting.over.set()
         self._change()
@@ -321,18 +325,20 @@ class Session:
 
     # -- sending
 
-    async def send(self, unit: Unit) -> None:
+    async def send(self, unit: Unit, sender: object | None = None) -> None:
         """Put a unit into the outgoing buffer, waiting for room. Cancelled, it is sent whole or not at all.
 
+        :param sender: as for :meth:`send_nowait`.
         :raises anyio.ClosedResourceError: the session is over.
         """
         await checkpoint_if_cancelled()
-        await self._outbox.put(unit)
+        await self._outbox.put(unit, sender)
 
     def send_nowait(self, unit: Unit, sender: object | None = None) -> bool:
         """Put a unit into the outgoing buffer if there is room; returns whether there was.
 
-        :param sender: whose unit it is: one that :meth:`drop_oldest` may take out again.
+        :param sender: whose unit it is: one that :meth:`drop_oldest` may take out again, and that is among the
+            :attr:`unsent` if the session ends before.
         """
         return self._outbox.offer(unit, sender)
 
@@ -340,10 +346,18 @@ class Session:
         """Take the oldest unit of a sender out of the buffer again."""
         return self._outbox.drop_oldest(sender)
 
-    def push(self, unit: Unit) -> None:
-        """Send one of the session's own packets; the bounds do not hold it back."""
-        self._outbox.push(unit)
+    def push(self, unit: Unit, sender: object | None = None) -> None:
+        """Send one of the session's own packets, or what was accepted before; the bounds do not hold it back.
+
+        :param sender: as for :meth:`send_nowait`.
+        """
+        self._outbox.push(unit, sender)
         self.reschedule()
+
+    @property
+    def unsent(self) -> list[Unit]:
+        """Once the session is over: what has a sender and of which nothing has been sent."""
+        return self._outbox.unsent
 
     async def flush(self) -> None:
         """Wait until everything that was accepted has been sent, or the session has ended."""

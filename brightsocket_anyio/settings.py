@@ -39,6 +39,11 @@ class SettingKeywords(TypedDict, total=False):
     slow_consumer: SlowConsumer
     compression: bool
     max_connections: int
+    reconnection: bool
+    reconnection_attempts: int | None
+    reconnection_delay: float
+    reconnection_delay_max: float
+    while_away: Literal["wait", "fail"]
 
 
 class ChannelKeywords(TypedDict, total=False):
@@ -103,6 +108,17 @@ class Settings:
     compression: bool = False
     #: the embedded server's open TCP connections; further ones wait to be accepted
     max_connections: int = 100_000
+    #: whether a client comes back to its channel by itself when its session is lost
+    reconnection: bool = True
+    #: attempts in a row to come back, ``None`` for any number; a client that has stayed for reconnection_delay_max has
+    #: come back
+    reconnection_attempts: int | None = None
+    #: seconds before an attempt to come back: a random number up to this one, which doubles with each attempt in a row,
+    #: up to the maximum
+    reconnection_delay: float = 1
+    reconnection_delay_max: float = 5
+    #: whether what a client sends while it is away waits, within the bounds of a buffer, or fails
+    while_away: Literal["wait", "fail"] = "wait"
     _stall_timeout: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -118,6 +134,8 @@ class Settings:
             "max_buffered_bytes",
             "max_calls",
             "max_connections",
+            "reconnection_delay",
+            "reconnection_delay_max",
         ):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name} must be greater than 0, not {getattr(self, name)!r}")
@@ -143,6 +161,12 @@ class Settings:
             raise ConfigurationError(f"a subprotocol is named twice: {self.subprotocols!r}")
         if self.slow_consumer not in ("disconnect", "drop-oldest", "drop-newest"):
             raise ConfigurationError(f"slow_consumer is no policy: {self.slow_consumer!r}")
+        if self.reconnection_attempts is not None and not self.reconnection_attempts > 0:
+            raise ConfigurationError(
+                f"reconnection_attempts must be greater than 0, or None, not {self.reconnection_attempts!r}"
+            )
+        if self.while_away not in ("wait", "fail"):
+            raise ConfigurationError(f'while_away is "wait" or "fail", not {self.while_away!r}')
         stall = self.stall_timeout
         object.__setattr__(self, "_stall_timeout", self.ping_interval + self.ping_timeout if stall is None else stall)
 

@@ -747,7 +747,7 @@ async def test_an_answer_that_ends_the_session(response: dict[str, Any], code: s
     identified = anyio.Event()
     async with (
         serving_wire(Wire(respond)) as url,
-        open_client(url, transport="polling", max_payload=10_000) as client,
+        open_client(url, transport="polling", max_payload=10_000, reconnection=False) as client,
     ):
         with anyio.fail_after(PATIENCE):
             connection = await client.connect("ANY")
@@ -933,7 +933,7 @@ async def test_the_servers_end() -> None:
     stopping = anyio.CancelScope()
     async with anyio.create_task_group() as tg:
         bound = await tg.start(serve_in, place.api, stopping)
-        async with open_client(bound.url, transport="polling") as client:
+        async with open_client(bound.url, transport="polling", reconnection=False) as client:
             connection = await client.connect("ECHO")
             stopping.cancel()
             async with connection.receive("NOTHING") as nothing:

@@ -17,7 +17,7 @@ PUBLIC = {
 
 MEMBERS = {
     "Brightsocket": {"connect", "drain", "handle_trio_websocket", "pool", "running", "serve"},
-    "Client": {"connect", "connection", "disconnect", "on"},
+    "Client": {"connect", "connection", "disconnect", "on", "state", "states"},
     "Connection": {
         "accept", "aclose", "add_filter", "call", "channel", "dropped", "id", "identity", "on", "receive", "request",
         "send", "transport", "webserver",

@@ -398,7 +398,6 @@ class Automaton:
         self._timers: dict[Timer | str, float] = {Timer.CONNECT: now + settings.connect_timeout}
         self._replies: list[Packet] = []
         self._pong_sent = now
-        self._last_id = -1
 
     # -- what is to be done
 
@@ -659,11 +658,6 @@ class Automaton:
         self._move(namespace, StayInput.LEAVE, now)
         return self._encode(socketio.PacketType.DISCONNECT, namespace)
 
-    def next_id(self) -> int:
-        """An ack id that this session has not used."""
-        self._last_id += 1
-        return self._last_id
-
     def encode_action(self, namespace: str, name: str, args: tuple[Any, ...], id: int | None = None) -> Unit:
         """Encode an action.
 
@@ -714,10 +708,11 @@ class Automaton:
             self._timers[Timer.CONNECT] = now + self._settings.connect_timeout
         return before
 
-    def _connection_id(self, data: Any) -> str:
+    def _connection_id(self, namespace: str, data: Any) -> str:
         """The id that the answer to CONNECT gives this client."""
         if self.protocol == 4:
-            return self.sid
+            # nobody says it: both sides work it out
+            return self.sid if namespace == "/" else f"{namespace}#{self.sid}"
         sid = data.get("sid") if isinstance(data, dict) else None
         if not isinstance(sid, str):
             raise ProtocolError("CONNECT's answer has no sid: a server of Socket.IO 1 or 2 needs eio=3")
@@ -751,7 +746,7 @@ class Automaton:
             case StayInput.CONNECT if self.side is Side.SERVER:
                 return Joining(namespace, data)
             case StayInput.CONNECT if before is not Stay.ENDED:
-                return Joined(namespace, self._connection_id(data))
+                return Joined(namespace, self._connection_id(namespace, data))
             case StayInput.IDENTIFY:
                 return _identifying(data)
             case StayInput.IDENTIFIED if before is Stay.IDENTIFYING:

@@ -355,6 +355,8 @@ class TestClient:
         automaton = client(3)
         automaton.ask("/", 0)
         assert automaton.receive(message("0"), 0) == Joined("/", "sid")
+        automaton.ask("/chat", 0)
+        assert automaton.receive(message("0/chat"), 0) == Joined("/chat", "/chat#sid")
 
     @pytest.mark.parametrize("answer", ["0", "0{}", '0{"sid":1}'])
     def test_an_answer_without_an_id_is_an_old_servers(self, answer: str) -> None:
@@ -375,10 +377,6 @@ class TestClient:
         opened = engineio.Open(sid="sid", upgrades=("websocket",), ping_interval=1, ping_timeout=2, max_payload=None)
         assert automaton.receive(opened.to_packet(), 10) == Opened("sid", ("websocket",))
         assert automaton.deadline == 13
-
-    def test_ids_are_not_reused(self) -> None:
-        automaton = client()
-        assert [automaton.next_id() for _ in range(3)] == [0, 1, 2]
 
 
 class TestRoads:

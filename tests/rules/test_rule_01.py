@@ -334,7 +334,7 @@ async def test_a_lost_clients_connection_ends_with_its_tasks() -> None:
     async with anyio.create_task_group() as tg:
         serving_scope = anyio.CancelScope()
         bound = await tg.start(serve_in, api, serving_scope)
-        async with open_client(bound.url) as client:
+        async with open_client(bound.url, reconnection=False) as client:
             connection = await client.connect("A")
 
             @connection.on("GO")
@@ -478,7 +478,10 @@ async def test_a_client_notices_that_its_server_is_half_open(eio: Any) -> None:
 
     async with anyio.create_task_group() as tg:
         tg.start_soon(listener.serve, serve_one)
-        async with listener.http() as http, open_client("http://memory", http=http, eio=eio) as client:
+        async with (
+            listener.http() as http,
+            open_client("http://memory", http=http, eio=eio, reconnection=False) as client,
+        ):
             start = anyio.current_time()
             connection = await client.connect("A")
 

@@ -292,7 +292,9 @@ async def test_a_client_whose_receiver_is_full_for_ever_loses_its_connection_as_
     async with (
         serving_in_memory(api) as bound,
         bound.http() as http,
-        open_client("http://memory", http=http, max_buffered_messages=2, stall_timeout=33) as client,
+        open_client(
+            "http://memory", http=http, max_buffered_messages=2, stall_timeout=33, reconnection=False
+        ) as client,
     ):
         connection = await client.connect("A")
         start = anyio.current_time()
