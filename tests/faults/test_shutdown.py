@@ -44,7 +44,7 @@ class Load:
 
     async def caller(self, number: int, *, task_status: TaskStatus[None]) -> None:
         """Calls, one call after the other, until the server is lost."""
-        async with open_client(self.program.bound.url) as client:
+        async with open_client(self.program.bound.url, reconnection=False) as client:
             connection = await client.connect("CONTROL")
             count = 0
             try:
