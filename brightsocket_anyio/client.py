@@ -18,7 +18,7 @@ from anyio.abc import ObjectReceiveStream, TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from .connection import Connection, ConnectionCore, End, Handler, enclosing
-from .errors import ChannelRefused, ConfigurationError, ConnectionLost, HandshakeError
+from .errors import ChannelRefused, ConfigurationError, ConnectionLost, HandshakeError, sole
 from .protocol.engineio import Packet
 from .protocol.state import (
     Action,
@@ -115,19 +115,12 @@ async def open_client(
                     client._states.close()
                 task_group.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            error = _sole(group)
-            if error is None:
+            error = sole(group)
+            if error is group:
                 raise
     if error is not None:
         # raised here, and not where the group was caught, so that the group does not become its context
         raise error
-
-
-def _sole(group: BaseExceptionGroup[Any]) -> BaseException | None:
-    if len(group.exceptions) != 1:
-        return None
-    only = group.exceptions[0]
-    return _sole(only) if isinstance(only, BaseExceptionGroup) else only
 
 
 async def _raise(exc: Exception) -> None:
@@ -144,7 +137,10 @@ class Client:
         self._task_group = task_group
         self._workers = Workers(task_group, enclosing())
         self._handlers: list[tuple[str, Handler]] = []
+        #: the current stay, if it is not over
         self._stay: _Stay | None = None
+        #: with those before it that are not over yet
+        self._stays: list[_Stay] = []
         self._states = _States()
 
     def __repr__(self) -> str:
@@ -217,6 +213,7 @@ class Client:
         old = self._stay
         stay = _Stay(self, channel, {} if identity is None else identity)
         self._stay = stay
+        self._stays.append(stay)
         self._states.change("connecting")
         if old is not None:
             old.leave("the client has switched to another channel")
@@ -238,20 +235,24 @@ class Client:
         :raises RuntimeError: called from inside the connection that it would end.
         """
         self._check_outside("disconnect")
-        stay, self._stay = self._stay, None
+        stay = self._stay
         if stay is not None:
             stay.leave("the client has disconnected")
             await stay.over.wait()
-            if self._stay is None:
-                self._states.change("disconnected")
 
     def _fail(self, exc: Exception) -> None:
         """Have an error come out of :func:`open_client`, before anybody sees what follows from it."""
         self._task_group.start_soon(_raise, exc)
         self._task_group.cancel_scope.cancel()
 
+    def _forget(self, stay: _Stay) -> None:
+        """A stay is over."""
+        self._stays.remove(stay)
+        if self._stay is stay:
+            self._stay = None
+
     def _check_outside(self, what: str) -> None:
-        if self._stay is not None and self._stay.core is not None and self._stay.core.is_inside:
+        if any(stay.core is not None and stay.core.is_inside for stay in self._stays):
             raise RuntimeError(
                 f"{what}() would cancel the connection that this code runs in: "
                 "put the handler on the client (client.on), whose scope survives the switch"
@@ -357,6 +358,7 @@ class _Stay:
             self._fail(ConnectionLost("closed", "the client was closed"))
             self.over.set()
             self._note("disconnected")
+            self._client._forget(self)
 
     async def _live(self) -> None:
         """The connection's scope, and what carries it beside."""

@@ -21,6 +21,14 @@ from typing import Any
 import anyio
 
 
+def sole(exc: BaseException) -> BaseException:
+    """An exception without the groups around it, as long as it is the only one in them: what tasks of one scope raise
+    comes out of it in a group, even if there is just one."""
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    return exc
+
+
 class BrightsocketError(Exception):
     """The root of this package's exceptions."""
 

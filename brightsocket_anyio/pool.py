@@ -50,8 +50,8 @@ class Pool:
         """Send an action to every connection, encoded once; never waits for a slow one.
 
         What happens to a client whose buffer is full is its channel's ``slow_consumer``: ``"disconnect"`` ends its
-        session, ``"drop-oldest"`` drops what was emitted to it first, ``"drop-newest"`` this message. Each drop is
-        counted.
+        session, ``"drop-oldest"`` drops what was emitted to it first (but this message, if that would not be enough),
+        ``"drop-newest"`` this message. Each drop is counted.
 
         :returns: how many connections took it.
         :raises ValueError: the payload cannot be sent.
@@ -85,14 +85,12 @@ class Pool:
             return True
         if session.ending is not None:
             return False
-        self.dropped += 1
         match core.settings.slow_consumer:
             case "disconnect":
                 logger.warning("%r is too slow for what is emitted: disconnecting it", session)
                 session.end("overloaded", "the client is too slow for what is emitted to it", flush=False)
-            case "drop-oldest":
-                while session.drop_oldest(core):
-                    if session.send_nowait(unit, core):
-                        return True
-                    self.dropped += 1
+            case "drop-oldest" if dropped := session.make_room(unit, core):
+                self.dropped += dropped
+                return session.send_nowait(unit, core)
+        self.dropped += 1
         return False

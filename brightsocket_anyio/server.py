@@ -16,7 +16,7 @@ from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup, TaskStatus
 
 from .connection import Connection, ConnectionCore, End, settling
-from .errors import ConfigurationError, ConnectionLost, Refused
+from .errors import ConfigurationError, ConnectionLost, Refused, sole
 from .pool import Pool
 from .protocol import handshake
 from .protocol.state import (
@@ -201,9 +201,10 @@ class _Visit:
             step.settle()
 
     def _failed(self, exc: Exception) -> End:
-        if isinstance(exc, Refused):
-            self.refusal = exc
-            return End("refused", exc.reason)
+        cause = sole(exc)
+        if isinstance(cause, Refused):
+            self.refusal = cause
+            return End("refused", cause.reason)
         logger.error("channel %s: a connection has failed", self._plan.channel, exc_info=exc)
         self.refusal = Refused("internal error")
         return End("failed", "internal error")
@@ -499,8 +500,8 @@ class Server(AsyncContextManagerMixin):
         if gone and not decided:
             raise ConnectionLost("transport close", "the peer is gone before it was decided about")
         headers = answer_headers(request)
-        if isinstance(error, Refused):
-            raise handshake.RequestError(403, 4, error.reason, headers)
+        if error is not None and isinstance(refusal := sole(error), Refused):
+            raise handshake.RequestError(403, 4, refusal.reason, headers)
         if error is not None:
             logger.error("authorize has failed: the client is refused", exc_info=error)
             raise handshake.RequestError.of(4)

@@ -129,7 +129,7 @@ class Outbox:
             self._append(unit, _size(unit), sender)
 
     def offer(self, unit: Unit, sender: object | None = None) -> bool:
-        """Add a unit if there is room for it; one with a ``sender`` may be dropped by :meth:`drop_oldest`."""
+        """Add a unit if there is room for it; one with a ``sender`` may be dropped by :meth:`make_room`."""
         size = _size(unit)
         if self._closed or self._waiting or not self._has_room(size):
             return False
@@ -157,15 +157,26 @@ class Outbox:
         if not waiting.taken:
             raise anyio.ClosedResourceError
 
-    def drop_oldest(self, sender: object) -> bool:
-        """Drop the oldest unit of a sender that nobody has begun to send."""
-        for index, (_, size, whose) in enumerate(self._units):
+    def make_room(self, unit: Unit, sender: object) -> int:
+        """Drop a sender's oldest units that nobody has begun to send, as many as have to go for a new one; none if that
+        would not be enough. Returns how many.
+        """
+        if self._closed or self._waiting:
+            return 0
+        count, size = len(self._units), self._size + _size(unit)
+        dropped: list[int] = []
+        for index, (_, each, whose) in enumerate(self._units):
+            if count < self._max_messages and size <= self._max_bytes:
+                break
             if whose is sender:
-                del self._units[index]
-                self._size -= size
-                self._admit()
-                return True
-        return False
+                dropped.append(index)
+                count, size = count - 1, size - each
+        if count and not (count < self._max_messages and size <= self._max_bytes):
+            return 0
+        for index in reversed(dropped):
+            self._size -= self._units[index][1]
+            del self._units[index]
+        return len(dropped)
 
     def peek(self, max_bytes: int, max_packets: float = math.inf) -> tuple[list[Packet], int]:
         """The next packets to send, and how many units they are: one unit at least, then as many as the bounds allow.
@@ -337,14 +348,15 @@ class Session:
     def send_nowait(self, unit: Unit, sender: object | None = None) -> bool:
         """Put a unit into the outgoing buffer if there is room; returns whether there was.
 
-        :param sender: whose unit it is: one that :meth:`drop_oldest` may take out again, and that is among the
+        :param sender: whose unit it is: one that :meth:`make_room` may take out again, and that is among the
             :attr:`unsent` if the session ends before.
         """
         return self._outbox.offer(unit, sender)
 
-    def drop_oldest(self, sender: object) -> bool:
-        """Take the oldest unit of a sender out of the buffer again."""
-        return self._outbox.drop_oldest(sender)
+    def make_room(self, unit: Unit, sender: object) -> int:
+        """Take a sender's oldest units out of the buffer again, as many as have to go for a new one; none if that would
+        not be enough. Returns how many."""
+        return self._outbox.make_room(unit, sender)
 
     def push(self, unit: Unit, sender: object | None = None) -> None:
         """Send one of the session's own packets, or what was accepted before; the bounds do not hold it back.

@@ -73,8 +73,9 @@ async def test_a_refusal(door: str, transport: Any, synchronous: bool) -> None:
         raise Refused("nö ticket", data="not in the answer")
 
     async def refuse_later(request: Request) -> None:
-        await anyio.lowlevel.checkpoint()
-        refuse(request)
+        async with anyio.create_task_group():
+            await anyio.lowlevel.checkpoint()
+            refuse(request)
 
     api, inside = watched(refuse if synchronous else refuse_later)
     with anyio.fail_after(PATIENCE):

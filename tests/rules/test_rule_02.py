@@ -435,6 +435,57 @@ async def test_a_disconnect_overtakes_a_connect() -> None:
         assert client.connection is None
 
 
+@pytest.mark.parametrize("how", ["beside", "after a cancelled one"])
+async def test_a_connect_and_a_disconnect_wait_for_the_same_end(how: str) -> None:
+    """A handler of the old connection takes its time to end: whatever comes next waits for it."""
+    channels = Channels()
+    log: list[str] = []
+    async with serving(channels.api) as bound, open_client(bound.url) as client:
+        guest = await client.connect("GUEST")
+        cleaning, running = anyio.Event(), anyio.Event()
+
+        @guest.on("RUN")
+        async def run() -> None:
+            running.set()
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await cleaning.wait()
+                log.append("old over")
+
+        await channels.api.pool.emit("RUN")
+        await running.wait()
+
+        async def leave(scope: anyio.CancelScope, name: str) -> None:
+            with scope:
+                await client.disconnect()
+                log.append(name)
+
+        async def enter() -> None:
+            await client.connect("ADMIN")
+            log.append("new")
+
+        async with anyio.create_task_group() as tg:
+            scope = anyio.CancelScope()
+            tg.start_soon(leave, scope, "left")
+            await anyio.wait_all_tasks_blocked()
+            if how == "beside":
+                tg.start_soon(leave, anyio.CancelScope(), "left")
+                await anyio.wait_all_tasks_blocked()
+            else:
+                scope.cancel()
+            tg.start_soon(enter)
+            await anyio.wait_all_tasks_blocked()
+            assert log == []
+            cleaning.set()
+        assert sorted(log) == sorted(["old over", "new", *["left"] * 2 * (how == "beside")])
+        assert log[0] == "old over"
+        assert client.connection is not None
+        assert client.connection.channel == "ADMIN"
+        assert client.state == "connected"
+
+
 async def test_sends_accepted_before_a_switch_arrive() -> None:
     api = Brightsocket()
     received: list[int] = []

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from brightsocket_anyio import Brightsocket, ChannelRefused, Connection, Refused, open_client
+from brightsocket_anyio import Brightsocket, ChannelRefused, Connection, ConnectionLost, Refused, open_client
 
 from ..support import PATIENCE, Raw, identified, joined, raw, serving
 
@@ -182,3 +182,26 @@ async def test_a_client_refused_by_a_base_is_refused() -> None:
         with pytest.raises(ChannelRefused, match="not today"):
             await client.connect("A")
     assert entered == []
+
+
+async def test_a_refusal_that_comes_out_of_a_task_group_is_one() -> None:
+    api = Brightsocket()
+
+    @api.connect("CLOSED")
+    async def closed(connection: Connection) -> None:
+        async with anyio.create_task_group(), anyio.create_task_group():
+            raise Refused("not today")
+
+    @api.connect("OPEN")
+    async def opened(connection: Connection) -> None:
+        @connection.on("LEAVE")
+        async def leave() -> None:
+            async with anyio.create_task_group():
+                raise Refused("no longer")
+
+    async with serving(api) as bound, open_client(bound.url) as client:
+        with pytest.raises(ChannelRefused, match="not today"):
+            await client.connect("CLOSED")
+        connection = await client.connect("OPEN")
+        with pytest.raises(ConnectionLost, match="no longer"):
+            await connection.call("LEAVE")

@@ -54,9 +54,24 @@ class TestOpenClient:
         assert caught.value.__context__ is None
         assert caught.value.__cause__ is None
 
+    @pytest.mark.parametrize("meanwhile", ["sleeps", "receives", "calls", "sends"])
     @pytest.mark.parametrize("where", ["client", "connection"])
-    async def test_an_exception_of_a_handler_comes_out_as_itself(self, where: str) -> None:
+    async def test_an_exception_of_a_handler_comes_out_as_itself(self, where: str, meanwhile: str) -> None:
+        """And not together with what follows from it wherever the connection is in use."""
         error = LookupError("mine")
+
+        async def use(connection: Connection) -> None:
+            match meanwhile:
+                case "sleeps":
+                    await anyio.sleep_forever()
+                case "receives":
+                    async with connection.receive("NOTHING") as nothing:
+                        await nothing.receive()
+                case "calls":
+                    await connection.call("NEVER")
+                case "sends":
+                    while True:
+                        await connection.send("NEVER")
 
         async def body(url: str) -> None:
             async with open_client(url) as client:
@@ -65,7 +80,7 @@ class TestOpenClient:
                 connection = await client.connect("WORK")
                 if where == "connection":
                     connection.on("HELLO")(_raiser(error))
-                await anyio.sleep_forever()
+                await use(connection)
 
         async with serving(_api()) as bound:
             with pytest.raises(LookupError) as caught, anyio.fail_after(PATIENCE):
