@@ -66,8 +66,12 @@ class Brightsocket:
         reason, and is logged. One that takes longer than ``connect_timeout`` is cancelled, and answered by 503; so is
         one whose server drains. It is cancelled when the client goes away meanwhile, where the server can tell
         (trio-websocket cannot).
+    :param overloaded: a plain function that is called with the :class:`Connection`, the action and the policy (as many
+        of them as it takes) whenever :meth:`Pool.emit` has dropped a message or disconnected a client because it was
+        too slow. It must not wait; what it raises is logged.
     :param settings: see :class:`Settings`.
-    :raises ConfigurationError: a setting has an unusable value, or ``authorize`` is no function of one value.
+    :raises ConfigurationError: a setting has an unusable value, or ``authorize`` or ``overloaded`` is no function
+        of so many values.
     :ivar pool: everyone connected.
     """
 
@@ -76,12 +80,13 @@ class Brightsocket:
         app: ASGIApp | None = None,
         *,
         authorize: Callable[[Request], Any] | None = None,
+        overloaded: Callable[..., Any] | None = None,
         **settings: Unpack[SettingKeywords],
     ) -> None:
         self._settings = Settings(**settings)
         self._app = app
         self._authorize = None if authorize is None else adapt(authorize, "authorize")
-        self.pool: Pool = Pool(self._settings)
+        self.pool: Pool = Pool(self._settings, overloaded)
         self._channels = Channels(self._settings)
         self._running: list[Server] = []
         self._front_door = FrontDoor(

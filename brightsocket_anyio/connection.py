@@ -263,6 +263,9 @@ class ConnectionCore:
         )
         self._ids = ids
         self._failed = failed
+        #: the rooms that a server's connection has joined, and who is told of further ones once it is accepted
+        self.rooms: set[str] = set()
+        self.moved: Callable[[str, bool], None] | None = None
         self._filters: list[Callable[..., Awaitable[Any]]] = []
         self._streams: set[_Stream] = set()
         self._calls: dict[int, _Call] = {}
@@ -501,6 +504,15 @@ class ConnectionCore:
         self.inbox.attach(action, stream)
         return stream
 
+    def move(self, rooms: tuple[str, ...], inside: bool) -> None:
+        """Join rooms, or leave them."""
+        self.check()
+        for room in rooms:
+            if (room in self.rooms) is not inside:
+                (self.rooms.add if inside else self.rooms.discard)(room)
+                if self.moved is not None:
+                    self.moved(room, inside)
+
     def forget(self, stream: _Stream) -> None:
         """A stream has closed."""
         self._streams.discard(stream)
@@ -688,6 +700,28 @@ class Connection:
         """
         self._core.add_filter(function)
         return function
+
+    def join(self, *rooms: str) -> None:
+        """On a server: join rooms, to whose connections :meth:`Pool.emit` sends what is for one ``to`` them.
+
+        The connection leaves them when it ends. Joining a room twice is joining it once. Without effect on a client,
+        whose server decides about rooms.
+
+        :raises: as :meth:`send`, when the connection has ended.
+        """
+        self._core.move(rooms, True)
+
+    def leave(self, *rooms: str) -> None:
+        """On a server: leave rooms; those that the connection is not in do no harm.
+
+        :raises: as :meth:`send`, when the connection has ended.
+        """
+        self._core.move(rooms, False)
+
+    @property
+    def rooms(self) -> frozenset[str]:
+        """The rooms that the connection has joined."""
+        return frozenset(self._core.rooms)
 
     async def accept(self) -> None:
         """In a channel's function: it has checked what it had to. Returns when the connection is accepted.

@@ -1,8 +1,9 @@
-"""``Pool``: who is connected."""
+"""``Pool``: who is connected, and who of them is in which room."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from anyio.lowlevel import checkpoint
@@ -10,26 +11,46 @@ from anyio.lowlevel import checkpoint
 from .connection import Connection, ConnectionCore
 from .protocol.state import Unit, encode_action
 from .settings import Settings
+from .signature import fit
 
 logger: logging.Logger = logging.getLogger("brightsocket_anyio")
+
+#: names of rooms, which the ids of connections are too: one, or several
+Rooms = str | Iterable[str]
+
+_Member = tuple[Connection, ConnectionCore]
 
 
 class Pool:
     """The accepted connections of an API, and messages to them from outside.
 
+    Each connection is in the room that is called as its id, and in those that it has joined
+    (:meth:`Connection.join <brightsocket_anyio.Connection.join>`). A room is there as long as somebody is in it.
+
     :ivar dropped: how many emitted messages have been dropped because a client was too slow.
+    :ivar disconnected: how many sessions have been ended for that.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, overloaded: Callable[..., Any] | None = None) -> None:
         self._max_attachments = settings.max_attachments
-        self._members: dict[str, tuple[Connection, ConnectionCore]] = {}
+        self._overloaded = overloaded
+        self._fit = None if overloaded is None else fit(overloaded, "overloaded")
+        self._members: dict[str, _Member] = {}
+        self._rooms: dict[str, dict[str, _Member]] = {}
         self.dropped: int = 0
+        self.disconnected: int = 0
 
     def __len__(self) -> int:
         return len(self._members)
 
     def __contains__(self, id: object) -> bool:
         return id in self._members
+
+    def members(self, room: str) -> frozenset[str]:
+        """The ids of the connections in a room."""
+        if room in self._members:
+            return frozenset((room,))
+        return frozenset(self._rooms.get(room, ()))
 
     async def send(self, id: str, action: str, *payload: Any) -> bool:
         """Send an action to one connection; never waits for it.
@@ -46,13 +67,16 @@ class Pool:
         core = member[1]
         return core.session.send_nowait(core.session.automaton.encode_action(core.namespace, action, payload))
 
-    async def emit(self, action: str, *payload: Any) -> int:
-        """Send an action to every connection, encoded once; never waits for a slow one.
+    async def emit(self, action: str, *payload: Any, to: Rooms | None = None, skip: Rooms = ()) -> int:
+        """Send an action to every connection, or to those in some rooms, encoded once; never waits for a slow one.
 
         What happens to a client whose buffer is full is its channel's ``slow_consumer``: ``"disconnect"`` ends its
         session, ``"drop-oldest"`` drops what was emitted to it first (but this message, if that would not be enough),
-        ``"drop-newest"`` this message. Each drop is counted.
+        ``"latest-per-action"`` does so with what was emitted to it of the same action, ``"drop-newest"`` drops this
+        message. Each is counted, and the API's ``overloaded`` hook hears of it.
 
+        :param to: a room or several: who is in any of them gets it, once. ``None`` is everybody.
+        :param skip: a room or several: who is in any of them does not get it.
         :returns: how many connections took it.
         :raises ValueError: the payload cannot be sent.
         """
@@ -61,36 +85,77 @@ class Pool:
             (5, "/"): encode_action(5, "/", action, payload, None, self._max_attachments)
         }
         taken = 0
-        for _, core in list(self._members.values()):
+        for connection, core in self._find(to, skip):
             key = core.session.automaton.protocol, core.namespace
             unit = units.get(key)
             if unit is None:
                 unit = units[key] = encode_action(*key, action, payload, None, self._max_attachments)
-            taken += self._offer(core, unit)
+            taken += self._offer(connection, core, unit, action)
         return taken
 
     def add(self, connection: Connection, core: ConnectionCore) -> None:
         """A connection has been accepted."""
         self._members[core.id] = connection, core
+        for room in core.rooms:
+            self._enter(room, connection, core)
+        core.moved = lambda room, inside: (self._enter if inside else self._leave)(room, connection, core)
 
     def discard(self, core: ConnectionCore) -> None:
         """A connection is over."""
         member = self._members.get(core.id)
         if member is not None and member[1] is core:
             del self._members[core.id]
+            for room in core.rooms:
+                self._leave(room, *member)
+        core.moved = None
 
-    def _offer(self, core: ConnectionCore, unit: Unit) -> bool:
+    def _enter(self, room: str, connection: Connection, core: ConnectionCore) -> None:
+        self._rooms.setdefault(room, {})[core.id] = connection, core
+
+    def _leave(self, room: str, connection: Connection, core: ConnectionCore) -> None:
+        inside = self._rooms[room]
+        del inside[core.id]
+        if not inside:
+            del self._rooms[room]
+
+    def _in(self, rooms: Rooms) -> dict[str, _Member]:
+        found: dict[str, _Member] = {}
+        for room in (rooms,) if isinstance(rooms, str) else rooms:
+            found |= self._rooms.get(room, {})
+            if room in self._members:
+                found[room] = self._members[room]
+        return found
+
+    def _find(self, to: Rooms | None, skip: Rooms) -> list[_Member]:
+        found = self._members if to is None else self._in(to)
+        if not skip:
+            return list(found.values())
+        skipped = self._in(skip)
+        return [member for id, member in found.items() if id not in skipped]
+
+    def _offer(self, connection: Connection, core: ConnectionCore, unit: Unit, action: str) -> bool:
         session = core.session
-        if session.send_nowait(unit, core):
+        sender = core, action
+        if session.send_nowait(unit, sender):
             return True
         if session.ending is not None:
             return False
-        match core.settings.slow_consumer:
+        policy = core.settings.slow_consumer
+        dropped = 0
+        match policy:
             case "disconnect":
                 logger.warning("%r is too slow for what is emitted: disconnecting it", session)
+                self.disconnected += 1
                 session.end("overloaded", "the client is too slow for what is emitted to it", flush=False)
-            case "drop-oldest" if dropped := session.make_room(unit, core):
-                self.dropped += dropped
-                return session.send_nowait(unit, core)
-        self.dropped += 1
-        return False
+            case "drop-oldest":
+                dropped = session.make_room(unit, lambda whose: whose[0] is core)  # type: ignore[index]
+            case "latest-per-action":
+                dropped = session.make_room(unit, lambda whose: whose == sender)
+        taken = dropped > 0 and session.send_nowait(unit, sender)
+        self.dropped += dropped + (not taken)
+        if self._overloaded is not None and self._fit is not None:
+            try:
+                self._overloaded(*self._fit((connection, action, policy)))
+            except Exception:
+                logger.exception("the overloaded hook has failed")
+        return taken

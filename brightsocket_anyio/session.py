@@ -157,9 +157,9 @@ class Outbox:
         if not waiting.taken:
             raise anyio.ClosedResourceError
 
-    def make_room(self, unit: Unit, sender: object) -> int:
-        """Drop a sender's oldest units that nobody has begun to send, as many as have to go for a new one; none if that
-        would not be enough. Returns how many.
+    def make_room(self, unit: Unit, may_go: Callable[[object], bool]) -> int:
+        """Drop the oldest units whose sender may go and that nobody has begun to send, as many as have to for a new
+        one; none if that would not be enough. Returns how many.
         """
         if self._closed or self._waiting:
             return 0
@@ -168,7 +168,7 @@ class Outbox:
         for index, (_, each, whose) in enumerate(self._units):
             if count < self._max_messages and size <= self._max_bytes:
                 break
-            if whose is sender:
+            if whose is not None and may_go(whose):
                 dropped.append(index)
                 count, size = count - 1, size - each
         if count and not (count < self._max_messages and size <= self._max_bytes):
@@ -353,10 +353,10 @@ class Session:
         """
         return self._outbox.offer(unit, sender)
 
-    def make_room(self, unit: Unit, sender: object) -> int:
-        """Take a sender's oldest units out of the buffer again, as many as have to go for a new one; none if that would
-        not be enough. Returns how many."""
-        return self._outbox.make_room(unit, sender)
+    def make_room(self, unit: Unit, may_go: Callable[[object], bool]) -> int:
+        """Take the oldest units whose sender may go out of the buffer again, as many as have to for a new one; none if
+        that would not be enough. Returns how many."""
+        return self._outbox.make_room(unit, may_go)
 
     def push(self, unit: Unit, sender: object | None = None) -> None:
         """Send one of the session's own packets, or what was accepted before; the bounds do not hold it back.

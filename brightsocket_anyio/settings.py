@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
 
 from .errors import ConfigurationError
 
 #: what HTTP calls a token: the name of a header, a cookie or a subprotocol
 TOKEN: re.Pattern[str] = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
-SlowConsumer = Literal["disconnect", "drop-oldest", "drop-newest"]
+SlowConsumer = Literal["disconnect", "drop-oldest", "drop-newest", "latest-per-action"]
 
 
 class SettingKeywords(TypedDict, total=False):
@@ -159,7 +159,7 @@ class Settings:
                 raise ConfigurationError(f"no subprotocol or cookie can have the name {name!r}")
         if len(set(self.subprotocols)) < len(self.subprotocols):
             raise ConfigurationError(f"a subprotocol is named twice: {self.subprotocols!r}")
-        if self.slow_consumer not in ("disconnect", "drop-oldest", "drop-newest"):
+        if self.slow_consumer not in get_args(SlowConsumer):
             raise ConfigurationError(f"slow_consumer is no policy: {self.slow_consumer!r}")
         if self.reconnection_attempts is not None and not self.reconnection_attempts > 0:
             raise ConfigurationError(

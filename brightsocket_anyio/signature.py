@@ -18,6 +18,20 @@ def adapt(function: Callable[..., Any], what: str) -> Callable[..., Any]:
     :param what: what the function is, for the error.
     :raises ConfigurationError: it is not callable, or it cannot be called with positional arguments only.
     """
+    trim = fit(function, what)
+
+    async def call(*args: Any) -> Any:
+        result = function(*trim(args))
+        return await result if inspect.isawaitable(result) else result
+
+    return call
+
+
+def fit(function: Callable[..., Any], what: str) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """What makes positional arguments as many as a function takes; its signature is read once, now.
+
+    :raises ConfigurationError: as :func:`adapt`.
+    """
     if not callable(function):
         raise ConfigurationError(f"{what} must be a function, not {function!r}")
     try:
@@ -33,9 +47,4 @@ def adapt(function: Callable[..., Any], what: str) -> Callable[..., Any]:
         least = sum(p.default is p.empty for p in positional)
         most = None if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(positional)
 
-    async def call(*args: Any) -> Any:
-        args = args[:most] + (None,) * (least - len(args))
-        result = function(*args)
-        return await result if inspect.isawaitable(result) else result
-
-    return call
+    return lambda args: args[:most] + (None,) * (least - len(args))

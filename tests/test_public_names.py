@@ -19,10 +19,10 @@ MEMBERS = {
     "Brightsocket": {"connect", "drain", "handle_trio_websocket", "pool", "running", "serve"},
     "Client": {"connect", "connection", "disconnect", "on", "state", "states"},
     "Connection": {
-        "accept", "aclose", "add_filter", "call", "channel", "dropped", "id", "identity", "on", "receive", "request",
-        "send", "transport", "webserver",
+        "accept", "aclose", "add_filter", "call", "channel", "dropped", "id", "identity", "join", "leave", "on",
+        "receive", "request", "rooms", "send", "transport", "webserver",
     },
-    "Pool": {"dropped", "emit", "send"},
+    "Pool": {"disconnected", "dropped", "emit", "members", "send"},
     "Bound": {"addresses", "port", "url"},
 }  # fmt: skip
 

@@ -77,14 +77,14 @@ def test_only_a_senders_own_units_that_have_not_been_begun_are_dropped() -> None
     outbox.peek(1)
     outbox.offer(unit("nobody's"))
     outbox.offer(unit("mine"), mine)
-    assert outbox.make_room(unit("x" * 1_000_000), mine) == 0
+    assert outbox.make_room(unit("x" * 1_000_000), lambda whose: whose is mine) == 0
     full = Outbox(4, 1_000_000)
     full.offer(unit("begun"), mine)
     full.peek(1)
     full.offer(unit("theirs"), theirs)
     full.offer(unit("mine"), mine)
     full.offer(unit("later"), mine)
-    assert full.make_room(unit("new"), mine) == 1
+    assert full.make_room(unit("new"), lambda whose: whose is mine) == 1
     assert full.offer(unit("new"), mine)
     assert texts(full) == ["begun", "theirs", "later", "new"]
 
@@ -95,8 +95,8 @@ def test_units_are_dropped_only_if_that_makes_room() -> None:
     outbox.offer(unit("x" * 59))
     for text in "abcd":
         outbox.offer(unit(text * 9), emitted)
-    assert outbox.make_room(unit("y" * 49), emitted) == 0
-    assert outbox.make_room(unit("y" * 19), emitted) == 2
+    assert outbox.make_room(unit("y" * 49), lambda whose: whose is emitted) == 0
+    assert outbox.make_room(unit("y" * 19), lambda whose: whose is emitted) == 2
     assert outbox.offer(unit("y" * 19), emitted)
     assert texts(outbox) == ["x" * 59, "c" * 9, "d" * 9, "y" * 19]
 
@@ -108,7 +108,7 @@ async def test_who_waits_for_room_is_not_overtaken_by_dropping() -> None:
     async with anyio.create_task_group() as tg:
         tg.start_soon(outbox.put, unit("waits"))
         await anyio.wait_all_tasks_blocked()
-        assert outbox.make_room(unit("new"), emitted) == 0
+        assert outbox.make_room(unit("new"), lambda whose: whose is emitted) == 0
         tg.cancel_scope.cancel()
 
 
