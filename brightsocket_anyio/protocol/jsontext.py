@@ -42,7 +42,8 @@ def dumps(value: Any, *, ascii: bool) -> tuple[str, list[bytes]]:
     def replace(item: Any) -> Any:
         if isinstance(item, (bytes, bytearray, memoryview)):
             attachments.append(bytes(item))
-            return orjson.Fragment(b'{"_placeholder":true,"num":%d}' % (len(attachments) - 1))
+            # no Fragment, whose depth orjson would not count
+            return {"_placeholder": True, "num": len(attachments) - 1}
         if isinstance(item, tuple):
             return list(item)
         raise TypeError
@@ -93,16 +94,18 @@ def _tame(value: Any, depth: int) -> Any:
         # a lone surrogate is an UnicodeEncodeError, which is a ValueError
         value.encode()
         return value
-    if value is None or isinstance(value, bool | bytes | bytearray | memoryview | UUID):
+    if value is None or isinstance(value, bool | UUID):
         return value
     if isinstance(value, float):
         return float(value)
     if isinstance(value, int):
         return _tame_integer(value)
-    if not isinstance(value, dict | list | tuple):
+    if not isinstance(value, dict | list | tuple | bytes | bytearray | memoryview):
         raise ValueError(f"a value of the type {type(value).__qualname__} cannot be sent as JSON")
     if depth > MAX_DEPTH:
         raise ValueError(f"a value nested more than {MAX_DEPTH} deep, or within itself, cannot be sent")
+    if isinstance(value, bytes | bytearray | memoryview):
+        return value  # its placeholder is an object
     if not isinstance(value, dict):
         items = []
         for item in value:

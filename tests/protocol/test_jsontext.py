@@ -33,8 +33,8 @@ class Point:
     x: int = 0
 
 
-def nested(depth: int) -> list[Any]:
-    value: list[Any] = []
+def nested(depth: int, *innermost: Any) -> list[Any]:
+    value: list[Any] = [*innermost]
     for _ in range(depth - 1):
         value = [value]
     return value
@@ -157,6 +157,15 @@ def test_depth_is_bounded_alike_in_both_directions(beside: int) -> None:
         dumps([nested(MAX_DEPTH), beside], ascii=False)
     with pytest.raises(ProtocolError, match="254 deep"):
         loads(f"[{text},{beside}]")
+
+
+@pytest.mark.parametrize("beside", [1, 2**60])
+def test_the_placeholder_of_bytes_is_one_level_more(beside: int) -> None:
+    text, attachments = dumps([nested(MAX_DEPTH - 2, b"x"), beside], ascii=False)
+    assert attachments == [b"x"]
+    loads(text)
+    with pytest.raises(ValueError, match="254 deep"):
+        dumps([nested(MAX_DEPTH - 1, b"x"), beside], ascii=False)
 
 
 @pytest.mark.parametrize(
