@@ -694,7 +694,7 @@ async def test_an_answer_that_opens_no_session(response: dict[str, Any], said: s
     async with serving_wire(Wire(lambda wire, scope, send: answer(send, **response))) as url:
         async with (
             httpx.AsyncClient(follow_redirects=True) as http,
-            open_client(url, http=http, transport="polling", max_payload=10_000) as client,
+            open_client(url, http=http, transport="polling", max_payload=10_000, max_attachments=0) as client,
         ):
             with pytest.raises(HandshakeError, match=said) as caught:
                 await client.connect("ANY")
@@ -747,7 +747,7 @@ async def test_an_answer_that_ends_the_session(response: dict[str, Any], code: s
     identified = anyio.Event()
     async with (
         serving_wire(Wire(respond)) as url,
-        open_client(url, transport="polling", max_payload=10_000, reconnection=False) as client,
+        open_client(url, transport="polling", max_payload=10_000, max_attachments=0, reconnection=False) as client,
     ):
         with anyio.fail_after(PATIENCE):
             connection = await client.connect("ANY")

@@ -36,8 +36,8 @@ from .httpx_stream import excerpt_of, locate, reason_of
 
 #: packets of one answer: servers put all that they have sent meanwhile into one
 MAX_RECEIVED_PACKETS = 100_000
-#: An answer may be longer than ``max_payload`` by this factor: it may hold several messages, and base64 makes bytes
-#: longer. What it may not hold is a longer message.
+#: An answer may be longer than ``max_payload`` by this factor, and by 2 more for each attachment that a message may
+#: have: it may hold several messages, and base64 makes bytes longer. What it may not hold is a longer message.
 ANSWER_FACTOR = 4
 
 #: seconds that a GET may last after the server has taken the CLOSE, upon which servers end it; python-socketio's do not
@@ -106,7 +106,7 @@ class _Requests:
     def __init__(self, http: httpx.AsyncClient, url: httpx.URL, settings: Settings) -> None:
         self._http = http
         self._url = url
-        self._max_size = ANSWER_FACTOR * settings.max_payload
+        self._max_size = (ANSWER_FACTOR + 2 * settings.max_attachments) * settings.max_payload
         # caches must not answer; the same mark again is what they would look for
         self._marks = (f"{secrets.token_hex(4)}.{count:x}" for count in itertools.count())
         self.where: str = locate(url)
