@@ -102,7 +102,7 @@ class Settings:
     cookie: str | None = None
     #: what :meth:`Pool.emit` does with a client whose buffer is full
     slow_consumer: SlowConsumer = "disconnect"
-    #: permessage-deflate on WebSockets whose peer wants it too, for messages from 1 KB on, at about 45 KB more per
+    #: permessage-deflate on WebSockets whose peer wants it too, for messages from 1 KB on, at about 50 KB more per
     #: connection. It is the embedded server's and the client's: an ASGI server decides for itself, and trio-websocket
     #: has none.
     compression: bool = False

@@ -8,7 +8,7 @@ import math
 import os
 import ssl
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ import httpcore
 import httpx
 from anyio.abc import ByteStream, Listener, TaskGroup, TaskStatus
 from websockets.client import ClientProtocol
+from websockets.extensions import ClientExtensionFactory
 from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
 
@@ -255,7 +256,12 @@ class Raw:
 
 @asynccontextmanager
 async def raw(
-    bound: Bound | MemoryListener, *, eio: int = 4, path: str = "/socket.io/", query: str = ""
+    bound: Bound | MemoryListener,
+    *,
+    eio: int = 4,
+    path: str = "/socket.io/",
+    query: str = "",
+    extensions: Sequence[ClientExtensionFactory] = (),
 ) -> AsyncGenerator[Raw]:
     """A raw peer whose WebSocket is open and whose open packet has been read (``sid``), unless ``query`` is given."""
     query = query or f"EIO={eio}&transport=websocket"
@@ -268,7 +274,8 @@ async def raw(
         host, port = str(address[0]), int(address[1])
         stream = await anyio.connect_tcp(host, port)
     async with stream:
-        protocol = ClientProtocol(parse_uri(f"ws://{host}:{port}{path}?{query}"), max_size=None)
+        uri = parse_uri(f"ws://{host}:{port}{path}?{query}")
+        protocol = ClientProtocol(uri, extensions=extensions or None, max_size=None)
         peer = await Raw(stream, protocol).handshake()
         if "sid=" not in query:
             opened = await peer.receive()
@@ -278,9 +285,11 @@ async def raw(
 
 
 @asynccontextmanager
-async def joined(bound: Bound | MemoryListener, *, eio: int = 4) -> AsyncGenerator[Raw]:
+async def joined(
+    bound: Bound | MemoryListener, *, eio: int = 4, extensions: Sequence[ClientExtensionFactory] = ()
+) -> AsyncGenerator[Raw]:
     """A raw peer on the main namespace."""
-    async with raw(bound, eio=eio) as peer:
+    async with raw(bound, eio=eio, extensions=extensions) as peer:
         if eio == 4:
             await peer.send("40")
         message = await peer.receive()

@@ -1,4 +1,7 @@
-"""Whatever is a payload arrives as it was sent, by every road: each size, each character, each number, each depth."""
+"""What a message can carry, end to end, by each front door and transport and with both Engine.IO versions.
+
+How bytes are cut into reads and frames, one by one, is in ``test_stream.py``.
+"""
 
 from __future__ import annotations
 
@@ -7,132 +10,264 @@ import json
 import math
 import random
 import sys
-import tracemalloc
-import zlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 import anyio
 import pytest
-from anyio.abc import ByteStream
-from websockets.client import ClientProtocol
-from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
-from websockets.frames import Opcode
-from websockets.uri import parse_uri
 
-from brightsocket_anyio import Bound, Brightsocket, Connection, open_client
+from brightsocket_anyio import Brightsocket, Client, Connection, ConnectionLost, open_client
 from brightsocket_anyio.protocol.jsontext import MAX_DEPTH
+from brightsocket_anyio.roads import RoadName
 from brightsocket_anyio.transports.stream import READ_SIZE, WRITE_SIZE
+from tests.doors import behind, every_road
+from tests.streams import CONT, TEXT, frame
+from tests.support import PATIENCE, identified, serving, until
 
-from .conftest import LOOPS
-from .doors import Recorder, behind
-from .streams import BINARY, CONT, TEXT, frame
-from .support import Raw, identified, raw, serving
+EIO = Literal[3, 4]
+each_eio = pytest.mark.parametrize("eio", [3, 4])
 
-pytestmark = pytest.mark.anyio
-
+#: the ``max_payload`` of both sides
 LIMIT = 200_000
 
-#: the door, the client's transport, the Engine.IO version
-_ROADS: list[tuple[str, Any, int]] = [
-    ("embedded", "websocket", 4),
-    ("embedded", "websocket", 3),
-    ("embedded", "polling", 4),
-    ("embedded", "polling", 3),
-    ("embedded", ("polling", "websocket"), 4),
-    ("asgi", "websocket", 4),
-    ("asgi", "polling", 3),
-]
-_ROADS_OF_TRIO: list[tuple[str, Any, int]] = [
-    ("trio-websocket", "websocket", 4),
-    ("embedded", "trio-websocket", 3),
-]
 
+class Place:
+    """An API whose ECHO asks its client for an echo, so that a call crosses twice as an event and twice as an answer.
 
-def by_every_road(function: Any) -> Any:
-    cases = [
-        pytest.param(loop, (door, transport, eio), id=f"{loop}-{door}-{transport}-{eio}")
-        for loop in LOOPS
-        for door, transport, eio in (_ROADS + _ROADS_OF_TRIO if loop == "trio" else _ROADS)
-    ]
-    return pytest.mark.parametrize(("anyio_backend", "road"), cases, indirect=["anyio_backend"])(function)
+    :ivar up: what has come by UP.
+    """
 
+    def __init__(self, **settings: Any) -> None:
+        self.api = Brightsocket(**{"max_payload": LIMIT, **settings})
+        self.up: list[Any] = []
+        self.api.connect("ECHO", self.channel)
 
-def echoing(**settings: Any) -> Brightsocket:
-    api = Brightsocket(**settings)
-
-    @api.connect("ECHO")
-    async def channel(connection: Connection) -> None:
+    async def channel(self, connection: Connection) -> None:
         @connection.on("ECHO")
-        async def echo(*args: Any) -> tuple[Any, ...]:
-            return args
+        async def echo(*args: Any) -> Any:
+            return await connection.call("ECHO", *args)
 
-    return api
+        @connection.on("DOWN")
+        async def down(size: int) -> None:
+            await connection.send("DOWN", "x" * size)
+
+        connection.on("UP")(self.up.append)
 
 
 @asynccontextmanager
-async def echo_by(road: tuple[str, Any, Literal[3, 4]], **settings: Any) -> AsyncGenerator[Connection]:
-    """A connection by a road, on whose ECHO channel every call is answered with its values."""
-    door, transport, eio = road
-    settings = {"max_payload": LIMIT, **settings}
+async def on_echo(
+    url: str, transport: RoadName | tuple[RoadName, ...], eio: EIO, **settings: Any
+) -> AsyncGenerator[Connection]:
+    """A client of a :class:`Place`."""
+    async with open_client(url, transport=transport, eio=eio, **{"max_payload": LIMIT, **settings}) as client:
+        yield await enter(client)
+
+
+async def enter(client: Client) -> Connection:
+    @client.on("ECHO")
+    async def echo(*args: Any) -> tuple[Any, ...]:
+        return args
+
+    with anyio.fail_after(PATIENCE):
+        return await client.connect("ECHO")
+
+
+async def check(connection: Connection, *args: Any, back: Any = ...) -> None:
+    """An echo brings back what was sent, with its types and signs.
+
+    :param back: what it brings instead.
+    """
+    with anyio.fail_after(PATIENCE):
+        answer = await connection.call("ECHO", *args)
+    if back is ...:
+        back = None if not args else args[0] if len(args) == 1 else args
+    # by their representations, which tell 1 from 1.0 and from True, 0.0 from -0.0, and bytes from a bytearray
+    assert answer == back
+    assert repr(answer) == repr(back)
+
+
+def nested(depth: int, innermost: Any = None) -> Any:
+    """Lists and dicts within each other, in turn."""
+    value = innermost
+    for level in range(depth):
+        value = {"k": value} if level % 2 else [value]
+    return value
+
+
+# -- JSON
+
+SHAPES: list[Any] = [None, True, False, "", b"", [], {}, [[]], [{}], {"": {}}, {"": None}, [None], {"a": [], "b": ""}]
+NUMBERS: list[Any] = [
+    *[0, -1, 2**31, 2**32, 2**53 - 1, 2**53, -(2**53), 2**53 + 2, 2**60, -(2**63), 2**63],
+    *[0.0, -0.0, 0.1, -1.5, 1e15, 1e16, 1e21, 1e22, 2.0**53, 2.0**70],
+    *[sys.float_info.max, -sys.float_info.max, sys.float_info.min, sys.float_info.epsilon],
+    *[math.ulp(0.0), -math.ulp(0.0), math.nextafter(sys.float_info.min, 0.0), math.nextafter(1.0, 2.0)],
+]
+
+
+@every_road()
+@each_eio
+async def test_json(door: str, transport: RoadName, eio: EIO) -> None:
+    async with behind(door, Place().api) as bound, on_echo(bound.url, transport, eio) as connection:
+        await check(connection)
+        for shape in SHAPES:
+            await check(connection, shape)
+        await check(connection, *SHAPES)
+        await check(connection, NUMBERS, dict(zip(map(repr, NUMBERS), NUMBERS, strict=True)))
+        await check(connection, [math.nan, math.inf, -math.inf], back=[None, None, None])
+        await check(connection, ((1, (2,)), ()), back=[[1, [2]], []])
+        await check(connection, *range(1000))
+        # the list of an event's or answer's values is one level more
+        deepest = MAX_DEPTH - 1
+        for value in nested(deepest), {"k": nested(deepest - 1)}, nested(deepest - 1, b"\x00"):
+            await check(connection, value)
+
+
+# -- texts
+
+#: characters that a JSON text, JavaScript, a frame or a polling body could take for something of their own
+SPECIAL = '\0\x01\x08\t\n\r\x1e\x1f"\\/\x7f\x80\x9f\xa0\xad\u0301\u200b\u200d\u2028\u2029\ufdd0\ufeff\ufffd\ufffe\uffff'
+TEXTS = [
+    *SPECIAL,
+    SPECIAL,
+    SPECIAL[::-1],
+    "\ud7ff\ue000\U00010000\U0010ffff",
+    "e\u0301\u0327 \u1e69 \U0001f468\u200d\U0001f469\u200d\U0001f467 Grüße ÿþ",
+    "\ufeffbyte order mark",
+    # as engine.io-client 1.x would encode it
+    "Grüße".encode().decode("latin-1"),
+    *['42["X"]', "b4AAAA", "4", "1:2", '{"_placeholder":true,"num":0}', "\\ud800", "&amp;%00+"],
+]
+
+
+@every_road()
+@each_eio
+async def test_texts(door: str, transport: RoadName, eio: EIO) -> None:
+    async with behind(door, Place().api) as bound, on_echo(bound.url, transport, eio) as connection:
+        await check(connection, TEXTS, {text: text for text in TEXTS})
+        for text in TEXTS[len(SPECIAL) :]:
+            await check(connection, text)
+
+
+@every_road()
+@each_eio
+async def test_all_of_unicode(door: str, transport: RoadName, eio: EIO) -> None:
+    characters = "".join(map(chr, itertools.chain(range(0xD800), range(0xE000, sys.maxunicode + 1))))
+    assert len(characters) == 0x110000 - 0x800
     async with (
-        behind(door, echoing(**settings)) as bound,
-        open_client(bound.url, transport=transport, eio=eio, **settings) as client,
+        behind(door, Place(max_payload=1_000_000).api) as bound,
+        on_echo(bound.url, transport, eio, max_payload=1_000_000) as connection,
     ):
-        yield await client.connect("ECHO")
+        for start in range(0, len(characters), 60_000):
+            text = characters[start : start + 60_000]
+            with anyio.fail_after(PATIENCE):
+                assert await connection.call("ECHO", text) == text
+        # as keys, those of the first alphabets one by one
+        await check(connection, dict.fromkeys(characters[:12288]))
 
 
-#: around each size at which a frame's header, a read or a write changes
-SIZES = sorted(
-    {
-        *range(10),
-        *range(122, 132),
-        *range(65_530, 65_540),
-        *(size + beside for size in (READ_SIZE, 2 * READ_SIZE, WRITE_SIZE) for beside in (-14, -8, -4, -1, 0, 1)),
-    }
-)
+# -- bytes
 
 
-@by_every_road
-async def test_binary_of_every_size_at_each_frame_boundary(road: Any) -> None:
-    async with echo_by(road) as connection:
-        for size in SIZES:
-            data = bytes(index % 251 for index in range(min(size, 500))) * (size // 500 + 1)
-            data = data[:size]
-            assert await connection.call("ECHO", data) == data
+def sizes_of(largest: int) -> list[int]:
+    """Sizes around those at which a frame, a read or a write changes its form, up to the largest.
+
+    A frame's header has 2 to 10 bytes, and 4 more for its mask.
+    """
+    edges = [0, 126, 65536, READ_SIZE, 2 * READ_SIZE, WRITE_SIZE, 2 * WRITE_SIZE]
+    sizes = {edge + shift for edge in edges for shift in (-14, -10, -8, -6, -4, *range(-2, 3))}
+    return sorted(size for size in {*sizes, largest - 1, largest} if 0 <= size <= largest)
 
 
-@by_every_road
-async def test_text_of_every_size_at_each_frame_boundary(road: Any) -> None:
-    async with echo_by(road) as connection:
-        # the frame is longer by some twenty characters, and these are two or three bytes
-        for size in (*range(8), *range(90, 135), 21_830, 32_750, 32_768, 65_500, 65_520):
-            text = ("ä" + "x" * size)[:size]
-            assert await connection.call("ECHO", text) == text
+def largest_of(transport: str, eio: EIO) -> int:
+    """Bytes of the largest attachment that a client can send."""
+    if transport != "polling":
+        return LIMIT - 1 if eio == 3 else LIMIT
+    # a body: \x01, the length's digits, \xff, the packet's type; or b and the base64
+    return LIMIT - 9 if eio == 3 else (LIMIT - 1) // 4 * 3
 
 
-@by_every_road
-async def test_no_value_one_or_many_and_bytes_among_them(road: Any) -> None:
-    data = b"\x00\xff"
-    async with echo_by(road) as connection:
-        assert await connection.call("ECHO") is None
-        deep = {"deep": [{"er": [data, b""]}]}
-        values: list[Any] = ["", b"", [], {}, [[]], [{}], {"": None}, 0, False, None, [b""], deep]
-        for value in values:
-            answer = await connection.call("ECHO", value)
-            assert answer == value
-            assert type(answer) is type(value)
-        assert await connection.call("ECHO", [(1, data), ()]) == [[1, data], []]
-        many = tuple(range(500))
-        assert await connection.call("ECHO", *many) == many
-        ten = tuple(bytes([number]) * number for number in range(10))
-        assert await connection.call("ECHO", *ten) == ten
-        assert await connection.call("ECHO", data, [data, data]) == (data, [data, data])
-        assert await connection.call("ECHO", bytearray(data), memoryview(data)) == (data, data)
-        with pytest.raises(ValueError, match="11 binary attachments"):
-            await connection.call("ECHO", *ten, data)
-        assert await connection.call("ECHO", "still there") == "still there"
+@every_road()
+@each_eio
+async def test_bytes(door: str, transport: RoadName, eio: EIO) -> None:
+    source = random.Random(0)
+    values = [source.randbytes(size) for size in sizes_of(largest_of(transport, eio))]
+    settings: dict[str, Any] = {"max_buffered_bytes": 10 * LIMIT}
+    async with (
+        behind(door, Place(**settings).api) as bound,
+        on_echo(bound.url, transport, eio, **settings) as connection,
+    ):
+        for start in range(0, len(values), 10):
+            await check(connection, *values[start : start + 10])
+        every = bytes(range(256))
+        await check(connection, bytearray(every), memoryview(every)[::2], back=(every, every[::2]))
+        await check(connection, {"same": every, "again": [every]}, every)
+        await check(connection, *([b"x"] * 10))
+        await check(connection, nested(100, {"deep": [b"", {"er": every}]}), "between", b"\x00")
+
+
+# -- what cannot be sent
+
+UNSENDABLE: list[tuple[Any, str]] = [
+    ("\ud800", "surrogates"),
+    ("x\udfffx", "surrogates"),
+    (["\ude80\ud83d"], "surrogates"),
+    ({"\udc00": 1}, "surrogates"),
+    ([b"x", {"k": "\ud800"}], "surrogates"),
+    (2**53 + 1, "9007199254740993"),
+    ([-(2**53) - 1], "9007199254740993"),
+    (2**1024, "bits"),
+    (nested(MAX_DEPTH), "254 deep"),
+    ([nested(MAX_DEPTH - 1), b""], "254 deep"),
+    (nested(MAX_DEPTH - 1, b""), "254 deep"),
+    ([b"x"] * 11, "11 binary attachments"),
+    ([b"x", {"_placeholder": True, "num": 0}], "_placeholder"),
+    (object(), "object"),
+    ({1: 2}, "key"),
+]
+
+
+@every_road("websocket", "polling", doors=("embedded",))
+@each_eio
+async def test_what_cannot_be_sent(door: str, transport: RoadName, eio: EIO) -> None:
+    place = Place()
+    async with behind(door, place.api) as bound, on_echo(bound.url, transport, eio) as connection:
+        for value, problem in UNSENDABLE:
+            with pytest.raises(ValueError, match=problem):
+                await connection.send("UP", value)
+            with pytest.raises(ValueError, match=problem):
+                await connection.call("ECHO", value)
+        await connection.send("UP", "only this")
+        await check(connection, "still good")
+        assert place.up == ["only this"]
+
+
+@each_eio
+async def test_a_peer_that_nests_too_deep(eio: EIO) -> None:
+    place = Place()
+    async with serving(place.api) as bound, identified(bound, "ECHO", eio=eio) as peer:
+        for depth in MAX_DEPTH - 1, MAX_DEPTH:
+            await peer.send(f'42["UP",{"[" * depth}{"]" * depth}]')
+        await peer.drain()
+        assert peer.protocol.close_rcvd is not None
+        assert peer.protocol.close_rcvd.code == 1002
+        assert place.up == [nested_lists(MAX_DEPTH - 1)]
+
+
+def nested_lists(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
+# -- the limit
+
+
+def text_of(message_size: int) -> str:
+    """What makes an UP of a given size, as a message and as the whole body of a POST."""
+    return "x" * (message_size - len('42["UP",""]'))
 
 
 def longest(fits: Callable[[int], bool]) -> int:
@@ -144,303 +279,94 @@ def longest(fits: Callable[[int], bool]) -> int:
     return low
 
 
-@by_every_road
-@pytest.mark.parametrize("unit", ["x", "ä", b"\x00"], ids=["ascii", "text", "bytes"])
-async def test_what_fits_arrives_and_what_does_not_is_the_senders_error(road: Any, unit: Any) -> None:
-    eio = road[2]
-    async with echo_by(road) as connection:
+@every_road()
+@each_eio
+@pytest.mark.parametrize("unit", ["x", "é", b"\x00"], ids=["ascii", "text", "bytes"])
+async def test_what_the_server_takes_arrives_and_what_it_does_not_is_the_senders_error(
+    door: str, transport: RoadName, eio: EIO, unit: Any
+) -> None:
+    place = Place()
+    async with behind(door, place.api) as bound, on_echo(bound.url, transport, eio) as connection:
 
         def fits(count: int) -> bool:
             try:
-                connection._core.session.automaton.encode_action("/", "ECHO", (unit * count,), 1)
+                connection._core.session.automaton.encode_action("/", "UP", (unit * count,))
             except ValueError:
                 return False
             return True
 
         count = longest(fits)
         each = len(unit) if isinstance(unit, bytes) else len(unit.encode()) if eio == 4 else len(json.dumps(unit)) - 2
-        polls = connection.transport == "polling" and isinstance(unit, bytes) and eio == 4
-        assert LIMIT - 40 < count * each * (4 / 3 if polls else 1) <= LIMIT
-        assert await connection.call("ECHO", unit * count) == unit * count
-        for send in (connection.call, connection.send):
-            with pytest.raises(ValueError, match=rf"where the server takes {LIMIT} at most"):
-                await send("ECHO", unit * (2 * count))
-        assert await connection.call("ECHO", "still there") == "still there"
+        by_base64 = transport == "polling" and isinstance(unit, bytes) and eio == 4
+        assert LIMIT - 40 < count * each * (4 / 3 if by_base64 else 1) <= LIMIT
+        await connection.send("UP", unit * count)
+        await until(lambda: place.up)
+        assert place.up.pop() == unit * count
+        for send in (connection.send, connection.call):
+            with pytest.raises(ValueError, match=f"where the server takes {LIMIT} at most"):
+                await send("UP", unit * 2 * count)
+        await check(connection, "still good")
+        assert not place.up
 
 
 @pytest.mark.parametrize("over", [0, 1])
 async def test_a_message_of_just_the_limit_and_one_byte_more(over: int) -> None:
-    async with serving(echoing(max_payload=1000)) as bound, identified(bound, "ECHO") as peer:
-        filling = "x" * (1000 + over - len('421["ECHO",""]'))
-        await peer.send(f'421["ECHO","{filling}"]')
+    place = Place()
+    async with serving(place.api) as bound, identified(bound, "ECHO") as peer:
+        text = text_of(LIMIT + over)
+        await peer.send(f'42["UP","{text}"]')
         if over:
             assert await peer.expect_end() == 1009
         else:
-            await peer.expect(f'431["{filling}"]')
+            await until(lambda: place.up)
+        assert place.up == [text] * (1 - over)
 
 
-def nested(depth: int) -> Any:
-    """Lists and dicts within each other, in turn."""
-    value: Any = "core"
-    for level in range(depth):
-        value = [value, level] if level % 2 else {"inner": value}
-    return value
+@every_road()
+async def test_a_message_as_large_as_the_client_takes(door: str, transport: RoadName) -> None:
+    settings: dict[str, Any] = {"max_payload": 10_000, "reconnection": False}
+    async with behind(door, Place().api) as bound, on_echo(bound.url, transport, 4, **settings) as connection:
+        largest = 10_000 - len('42["DOWN",""]')
+        async with connection.receive("DOWN") as down:
+            await connection.send("DOWN", largest)
+            with anyio.fail_after(PATIENCE):
+                assert await down.receive() == "x" * largest
+        # a packet of polling is let in up to the size that its bytes would have as a message
+        await connection.send("DOWN", largest + (2 if transport == "polling" else 1))
+        await expect_end(connection, r"parse error.*(limit of 10000 bytes|message too big)")
 
 
-@by_every_road
-async def test_json_as_deep_as_it_may_be(road: Any) -> None:
-    deepest = nested(MAX_DEPTH - 1)
-    async with echo_by(road) as connection:
-        assert await connection.call("ECHO", deepest) == deepest
-        with pytest.raises(ValueError, match=f"nested more than {MAX_DEPTH} deep"):
-            await connection.send("ECHO", [deepest])
-        assert await connection.call("ECHO", "still there") == "still there"
+async def expect_end(connection: Connection, problem: str) -> None:
+    with anyio.fail_after(PATIENCE), pytest.raises((ConnectionLost, anyio.EndOfStream), match=problem):
+        async with connection.receive("NOTHING") as nothing:
+            await nothing.receive()
 
 
-@pytest.mark.parametrize("over", [0, 1])
-async def test_json_that_a_peer_nests_too_deep(over: int) -> None:
-    brackets = MAX_DEPTH - 1 + over
-    async with serving(echoing()) as bound, identified(bound, "ECHO") as peer:
-        await peer.send(f'421["ECHO",{"[" * brackets}{"]" * brackets}]')
-        if over:
-            assert "nested more than" in str(await peer.receive())
-            assert await peer.expect_end() == 1002
-        else:
-            await peer.expect(f"431[{'[' * brackets}{']' * brackets}]")
+# -- fragments, and the change of the road
 
 
-def all_of_unicode(count: int) -> list[str]:
-    """Every character that there may be, in texts of ``count``."""
-    points = (point for point in range(sys.maxunicode + 1) if not 0xD800 <= point <= 0xDFFF)
-    texts = []
-    while text := "".join(map(chr, itertools.islice(points, count))):
-        texts.append(text)
-    return texts
+@each_eio
+async def test_fragments_cut_at_each_byte(eio: EIO) -> None:
+    place = Place()
+    message = '42["UP","é🚀"]'.encode()
+    async with serving(place.api) as bound, identified(bound, "ECHO", eio=eio) as peer:
+        for cut in range(len(message) + 1):
+            await peer.stream.send(frame(TEXT, message[:cut], fin=False) + frame(CONT, message[cut:]))
+        single = [frame(CONT, message[at : at + 1], fin=False) for at in range(len(message))]
+        await peer.stream.send(frame(TEXT, b"", fin=False) + b"".join(single) + frame(CONT))
+        await until(lambda: len(place.up) == len(message) + 2)
+        assert set(place.up) == {"é🚀"}
 
 
-@by_every_road
-async def test_all_of_unicode(road: Any) -> None:
-    texts = all_of_unicode(60_000)
-    async with echo_by(road, max_payload=1_000_000) as connection:
-        for text in texts:
-            assert await connection.call("ECHO", text) == text
-        # as keys: what is below U+3000, one by one, and a text of all kinds
-        keys = {character: index for index, character in enumerate(texts[0][:0x3000])}
-        assert await connection.call("ECHO", keys) == keys
-        mixed = '\x00\ufeff\u2028\u2029e\u0301\u200d👩\u200d👩\u200d👧\U0010ffff"\\\x1e\ufffe'
-        assert await connection.call("ECHO", {mixed: [mixed]}) == {mixed: [mixed]}
-        for surrogate in ("\ud800", "a\udfff", "\udc00\ud800"):
-            for payload in (surrogate, {surrogate: 1}, [[surrogate]]):
-                with pytest.raises(ValueError, match="surrogates"):
-                    await connection.send("ECHO", payload)
-        assert await connection.call("ECHO", "still there") == "still there"
-
-
-@by_every_road
-async def test_numbers(road: Any) -> None:
-    numbers = [
-        0,
-        -0.0,
-        0.1 + 0.2,
-        1e21,
-        sys.float_info.max,
-        -sys.float_info.max,
-        sys.float_info.min,
-        5e-324,
-        2**53 - 1,
-        -(2**53),
-        2**60,
-        1 / 3,
-    ]
-    async with echo_by(road) as connection:
-        answer = await connection.call("ECHO", numbers)
-        assert answer == numbers
-        assert math.copysign(1, answer[1]) == -1
-        assert await connection.call("ECHO", [math.nan, math.inf, -math.inf]) == [None, None, None]
-        for integer in (2**53 + 1, -(2**53) - 1, 10**400):
-            with pytest.raises(ValueError, match="cannot be sent"):
-                await connection.send("ECHO", integer)
-        assert await connection.call("ECHO", "still there") == "still there"
-
-
-@pytest.mark.parametrize("eio", [3, 4])
-async def test_messages_in_two_fragments_wherever_they_are_cut(eio: int) -> None:
-    text, data = '451-1["ECHO",{"_placeholder":true,"num":0},"äöü"]'.encode(), bytes(range(100, 140))
-    prefix = b"\x04" if eio == 3 else b""
-    async with serving(echoing()) as bound, identified(bound, "ECHO", eio=eio) as peer:
-        for opcode, message in ((TEXT, text), (BINARY, prefix + data)):
-            whole = frame(opcode, message)
-            before, after = (frame(TEXT, text), b"") if opcode == BINARY else (b"", frame(BINARY, prefix + data))
-            for cut in range(len(message) + 1):
-                pieces = frame(opcode, message[:cut], fin=False) + frame(CONT, message[cut:])
-                await peer.stream.send(before + pieces + after)
-                header = await peer.receive()
-                assert str(header).startswith("461-1[")
-                assert await peer.receive() == prefix + data
-            # and in two segments of TCP
-            for cut in range(len(whole)):
-                await peer.stream.send(before + whole[:cut])
-                await peer.stream.send(whole[cut:] + after)
-                await peer.receive()
-                assert await peer.receive() == prefix + data
-
-
-# -- permessage-deflate
-
-
-class Counting(ByteStream):
-    """A stream that counts what it receives."""
-
-    def __init__(self, stream: ByteStream) -> None:
-        self.stream = stream
-        self.received = 0
-
-    async def receive(self, max_bytes: int = 65536) -> bytes:
-        data = await self.stream.receive(max_bytes)
-        self.received += len(data)
-        return data
-
-    async def send(self, item: bytes) -> None:
-        await self.stream.send(item)
-
-    async def send_eof(self) -> None:
-        await self.stream.send_eof()
-
-    async def aclose(self) -> None:
-        await self.stream.aclose()
-
-
-@asynccontextmanager
-async def deflating(bound: Bound, **offer: Any) -> AsyncGenerator[tuple[Raw, Counting]]:
-    """A raw peer on the ECHO channel that offers permessage-deflate."""
-    host, port = str(bound.addresses[0][0]), int(bound.addresses[0][1])
-    async with Counting(await anyio.connect_tcp(host, port)) as stream:
-        uri = parse_uri(f"ws://{host}:{port}/socket.io/?EIO=4&transport=websocket")
-        extensions = [ClientPerMessageDeflateFactory(**offer)]
-        peer = await Raw(stream, ClientProtocol(uri, extensions=extensions, max_size=None)).handshake()
-        await peer.receive()
-        await peer.send("40")
-        await peer.receive()
-        await peer.identify("ECHO")
-        await peer.expect('42["BRIGHTSOCKET:IDENTIFIED"]')
-        yield peer, stream
-
-
-@pytest.mark.parametrize("servers", [None, False, True])
-@pytest.mark.parametrize("clients", [None, False, True])
-async def test_compression_is_used_if_both_want_it(servers: bool | None, clients: bool | None) -> None:
-    def wanting(wish: bool | None) -> dict[str, Any]:
-        return {} if wish is None else {"compression": wish}
-
+@pytest.mark.parametrize("door", ["embedded", "asgi"])
+@each_eio
+async def test_across_the_upgrade(door: str, eio: EIO) -> None:
+    values = [random.Random(0).randbytes(size) for size in sizes_of(READ_SIZE)]
     async with (
-        serving(echoing(**wanting(servers))) as bound,
-        Recorder() as http,
-        open_client(bound.url, http=http, **wanting(clients)) as client,
+        behind(door, Place().api) as bound,
+        on_echo(bound.url, ("polling", "websocket"), eio) as connection,
     ):
-        connection = await client.connect("ECHO")
-        agreed = "permessage-deflate" in http.answers[0].headers.get("sec-websocket-extensions", "")
-        assert agreed == (servers is True and clients is True)
-        for payload in ("", "x", "x" * 100_000, b"", b"\x00" * 100_000, {"a": [b"b", "c" * 1000]}):
-            for _ in range(2):
-                assert await connection.call("ECHO", payload) == payload
-
-
-OFFERS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "fresh contexts": {"server_no_context_takeover": True, "client_no_context_takeover": True},
-    "small windows": {"server_max_window_bits": 9, "client_max_window_bits": 9},
-}
-
-
-@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
-async def test_a_peers_wishes_for_compression(offer: dict[str, Any]) -> None:
-    # that a text is said again within a message is one gain, that it was said in the one before another
-    noise = random.Random(1).randbytes(100).hex() * 8
-    async with serving(echoing(compression=True)) as bound, deflating(bound, **offer) as (peer, stream):
-        assert peer.protocol.extensions
-        await peer.send(f'421["ECHO","{noise}"]')
-        await peer.expect(f'431["{noise}"]')
-        first = stream.received
-        for number in range(20):
-            await peer.send(f'421["ECHO","{noise}",{number}]')
-            await peer.expect(f'431["{noise}",{number}]')
-        each = (stream.received - first) / 20
-        # what was said before need not be said again, unless each message has a context of its own
-        assert (each > 50) if "server_no_context_takeover" in offer else (each < 50)
-
-
-async def test_an_emit_reaches_clients_with_and_without_compression() -> None:
-    api = echoing(compression=True)
-    news = "news " * 1000
-    async with (
-        serving(api) as bound,
-        deflating(bound) as (compressing, stream),
-        identified(bound, "ECHO") as plain,
-        raw(bound, eio=3) as old,
-    ):
-        await old.receive()
-        await old.identify("ECHO")
-        await old.expect('42["BRIGHTSOCKET:IDENTIFIED"]')
-        before = stream.received
-        for number in range(10):
-            assert await api.pool.emit("NEWS", number, news) == 3
-            for peer in (compressing, plain, old):
-                await peer.expect(f'42["NEWS",{number},"{news}"]')
-        assert stream.received - before < 1000
-
-
-@pytest.mark.parametrize("pieces", [1, 5])
-async def test_a_bomb_is_not_inflated(pieces: int) -> None:
-    """200 MB of zeros in 200 KB: they end the session, and never are in memory."""
-    limit = 100_000
-    packer = zlib.compressobj(wbits=-12)
-    bomb = b"".join(packer.compress(bytes(1_000_000)) for _ in range(200)) + packer.flush(zlib.Z_SYNC_FLUSH)
-    step = len(bomb) // pieces + 1
-    frames = [
-        frame(
-            CONT if start else BINARY, bomb[start : start + step], fin=start + step >= len(bomb), rsv=0 if start else 4
-        )
-        for start in range(0, len(bomb), step)
-    ]
-    async with (
-        serving(echoing(compression=True, max_payload=limit)) as bound,
-        deflating(bound) as (peer, _),
-        identified(bound, "ECHO") as neighbour,
-    ):
-        tracemalloc.start()
-        try:
-            await peer.stream.send(b"".join(frames))
-            assert await peer.expect_end() == 1009
-            _, peak = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-        assert peak < 20 * limit
-        await neighbour.send('421["ECHO"]')
-        await neighbour.expect("431[]")
-
-
-async def test_what_compression_makes_longer_is_within_the_limit_too() -> None:
-    settings: dict[str, Any] = {"compression": True, "max_payload": LIMIT}
-    async with serving(echoing(**settings)) as bound, open_client(bound.url, **settings) as client:
-        connection = await client.connect("ECHO")
-        noise = random.Random(1).randbytes(LIMIT)
-        assert await connection.call("ECHO", noise) == noise
-        with pytest.raises(ValueError, match="at most"):
-            await connection.call("ECHO", noise + b"x")
-
-
-async def test_a_short_message_is_not_compressed() -> None:
-    async with serving(echoing(compression=True)) as bound, deflating(bound) as (peer, stream):
-        before = stream.received
-        await peer.send(f'421["ECHO","{"x" * 900}"]')
-        await peer.receive()
-        assert stream.received - before > 900
-
-
-async def test_a_compressed_frame_that_nobody_agreed_on() -> None:
-    async with serving(echoing()) as bound, identified(bound, "ECHO") as peer:
-        assert not peer.protocol.extensions
-        await peer.stream.send(frame(Opcode.TEXT, b"42", rsv=4))
-        await peer.drain()
-        assert peer.protocol.close_rcvd is not None
-        assert peer.protocol.close_rcvd.code == 1002
+        with anyio.fail_after(PATIENCE):
+            while connection.transport == "polling":
+                await check(connection, *values[:10], "Grüße 🚀")
+        await check(connection, *values[10:20], "Grüße 🚀")

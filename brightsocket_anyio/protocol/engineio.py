@@ -151,7 +151,7 @@ def length_of(packet: Packet, eio: Literal[3, 4], *, polling: bool) -> int:
     if not polling:
         return packet.size - (binary and eio == 4)
     if eio == 3:
-        return packet.size + len("0123456789:0")
+        return packet.size + len(str(packet.size)) + 2
     return (packet.size + 1) // 3 * 4 + 1 if binary else packet.size
 
 
