@@ -34,7 +34,7 @@ async def test_the_embedded_server(tmp_path: Path) -> None:
         *command, cert, key = COMMAND.line("examples.hosting.embedded:api", port)
         with running([*command, str(tmp_path / cert), str(tmp_path / key)], re.compile("Serving at")) as process:
             with anyio.fail_after(PATIENCE):
-                async with open_client(f"https://127.0.0.1:{port}", ssl_context=context) as client:
+                async with open_client(f"https://127.0.0.1:{port}", ssl_context=context, reconnection=False) as client:
                     member = await client.connect("MEMBER", {"name": "ada"})
                     async with member.receive("JOINED") as joined:
                         assert await joined.receive() == "ada"
