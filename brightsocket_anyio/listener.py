@@ -366,6 +366,9 @@ class _Connection:
         if request.method == b"CONNECT":
             await self.reply(405, [], b"this is no proxy\n")
             return False
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in request.headers}:
+            # RFC 9112, section 6.1: somebody on the way may have seen another request here
+            raise _BadRequest(400, "Content-Length and Transfer-Encoding exclude each other")
         scope = self._scope(request)
         if _wants_websocket(request):
             await self._upgrade(request, scope)

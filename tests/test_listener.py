@@ -483,12 +483,16 @@ BAD_REQUESTS = {
     "not HTTP": (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", 400),
     "no host": (b"GET / HTTP/1.1\r\n\r\n", 400),
     "two lengths": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
-    "a length and chunks": (b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: x\r\n\r\n", 501),
+    "an unknown coding": (b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: x\r\n\r\n", 501),
     "a space in a name": (b"GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400),
     "a flood of headers": (b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * MAX_HEAD_SIZE, 431),
     "an endless header": (b"GET / HTTP/1.1\r\nx: " + b"y" * (MAX_HEAD_SIZE + 1), 431),
     "an endless line": (b"GET /" + b"y" * (MAX_HEAD_SIZE + 1), 414),
     "a tunnel": (b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 405),
+    "a length and chunks": (
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
     "a length that is none": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
     "a chunk that is none": (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nz\r\n", 400),
 }
