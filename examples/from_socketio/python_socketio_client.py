@@ -13,7 +13,7 @@ import socketio
 async def visit(url: str, word: str) -> None:
     sio = socketio.AsyncClient(reconnection=False)
     said: asyncio.Queue[str] = asyncio.Queue()
-    refused: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    errors: list[dict[str, Any]] = []
 
     @sio.on("said", namespace="/chat")
     async def on_said(name: str, text: str) -> None:
@@ -21,12 +21,12 @@ async def visit(url: str, word: str) -> None:
 
     @sio.on("connect_error", namespace="/chat")
     async def on_connect_error(error: dict[str, Any]) -> None:
-        await refused.put(error)
+        errors.append(error)
 
     try:
         await sio.connect(url, auth={"name": "Ada", "word": word}, namespaces=["/chat"])
     except socketio.exceptions.ConnectionError:
-        error = await refused.get()
+        [error] = errors
         print(f"{error['message']}, hint: {error['data']['hint']}")
         return
     try:
