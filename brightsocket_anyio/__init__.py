@@ -15,3 +15,4 @@ from .errors import Refused as Refused
 from .pool import Pool as Pool
 from .request import Request as Request
 from .settings import Settings as Settings
+from .statistics import Statistics as Statistics

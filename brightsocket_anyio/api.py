@@ -6,7 +6,7 @@ import os
 import ssl
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, Unpack, overload
 
 import anyio
@@ -22,6 +22,7 @@ from .request import Request
 from .server import Channels, Server
 from .settings import ChannelKeywords, SettingKeywords, Settings
 from .signature import adapt
+from .statistics import Statistics, offer_metrics
 from .transport import ASGIApp, Receive, Scope, Send
 from .transports.trio_websocket import TrioWebSocketRequest
 
@@ -86,7 +87,8 @@ class Brightsocket:
         self._settings = Settings(**settings)
         self._app = app
         self._authorize = None if authorize is None else adapt(authorize, "authorize")
-        self.pool: Pool = Pool(self._settings, overloaded)
+        self._statistics = Statistics()
+        self.pool: Pool = Pool(self._settings, overloaded, self._statistics)
         self._channels = Channels(self._settings)
         self._running: list[Server] = []
         self._front_door = FrontDoor(
@@ -160,7 +162,15 @@ class Brightsocket:
                 self._running.remove(server)
 
     def _server(self) -> Server:
-        return Server(self._channels, self._settings, self.pool, self._app, self._authorize)
+        offer_metrics(self._statistics)
+        return Server(self._channels, self._settings, self.pool, self._app, self._authorize, self._statistics)
+
+    def statistics(self) -> Statistics:
+        """What the API has done so far, and what there is now: a snapshot.
+
+        OpenTelemetry's metrics ``brightsocket.sessions_open`` and so on are the same, if that package is installed.
+        """
+        return replace(self._statistics)
 
     async def drain(self) -> None:
         """Take no new session, tell every client that the server goes away, and end the sessions. For a host to call.

@@ -32,8 +32,8 @@ _NOT_FOUND: Final = RequestError(404, None, "Not found")
 
 
 class FrontDoor:
-    """An ASGI application that serves an API, with ``brightsocket.js``, under its path, and a wrapped one everywhere
-    else.
+    """An ASGI application that serves an API, with ``brightsocket.js`` and ``health``, under its path, and a wrapped
+    one everywhere else.
 
     :param app: the wrapped application.
     :param server: returns the server that runs now, ``None`` while there is none.
@@ -52,6 +52,7 @@ class FrontDoor:
         self._server = server
         self._running = running
         self._module = settings.path + browser.NAME
+        self._health = settings.path + "health"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -64,6 +65,8 @@ class FrontDoor:
             await self.handle_websocket(ASGIWebSocketRequest(scope, receive, send, self._settings))
         elif kind == "http" and _path_below_root(scope) == self._module:
             await browser.serve_module(scope, send, handshake.cors_headers(scope, self._settings))
+        elif kind == "http" and _path_below_root(scope) == self._health:
+            await self._tell_health(scope, send)
         elif self._app is not None:
             await self._app(scope, receive, send)
         elif kind == "http":
@@ -105,6 +108,8 @@ class FrontDoor:
                 raise _not_running(scope)
             await self._handle_polling(server, scope, receive, response)
         except RequestError as exc:
+            if (running := self._server()) is not None:
+                running.statistics.requests_refused += 1
             response.add(exc.headers)
             await response.give(exc.status, _JSON, exc.body)
         except (_PeerGone, ConnectionLost):
@@ -152,6 +157,15 @@ class FrontDoor:
                 if not message.get("more_body", False):
                     return bytes(body)
         raise RequestError(408, None, "Request timeout")
+
+    # -- health
+
+    async def _tell_health(self, scope: Scope, send: Send) -> None:
+        """For what watches the process: whether new clients may be sent here."""
+        server = self._server()
+        state = "stopped" if server is None else "draining" if server.stopping.is_set() else "ready"
+        status = 200 if state == "ready" else 503
+        await _Response(scope, send, []).give(status, _JSON, b'{"status":"%s"}' % state.encode())
 
     # -- lifespan
 

@@ -570,6 +570,7 @@ class ConnectionCore:
 
     def _note_dropped(self, action: str) -> None:
         self.dropped += 1
+        self.session.statistics.actions_dropped += 1
         if self.dropped == 1:
             logger.warning("the inbox is full: dropped the oldest action, %s, which nothing receives", action)
         else:

@@ -12,6 +12,7 @@ from .connection import Connection, ConnectionCore
 from .protocol.state import Unit, encode_action
 from .settings import Settings
 from .signature import fit
+from .statistics import Statistics
 
 logger: logging.Logger = logging.getLogger("brightsocket_anyio")
 
@@ -26,22 +27,33 @@ class Pool:
 
     Each connection is in the room that is called as its id, and in those that it has joined
     (:meth:`Connection.join <brightsocket_anyio.Connection.join>`). A room is there as long as somebody is in it.
-
-    :ivar dropped: how many emitted messages have been dropped because a client was too slow.
-    :ivar disconnected: how many sessions have been ended for that.
     """
 
-    def __init__(self, settings: Settings, overloaded: Callable[..., Any] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        overloaded: Callable[..., Any] | None = None,
+        statistics: Statistics | None = None,
+    ) -> None:
         self._max_attachments = settings.max_attachments
         self._overloaded = overloaded
         self._fit = None if overloaded is None else fit(overloaded, "overloaded")
         self._members: dict[str, _Member] = {}
         self._rooms: dict[str, dict[str, _Member]] = {}
-        self.dropped: int = 0
-        self.disconnected: int = 0
+        self._statistics = Statistics() if statistics is None else statistics
 
     def __len__(self) -> int:
         return len(self._members)
+
+    @property
+    def dropped(self) -> int:
+        """How many emitted messages have been dropped because a client was too slow."""
+        return self._statistics.emits_dropped
+
+    @property
+    def disconnected(self) -> int:
+        """How many sessions have been ended for that."""
+        return self._statistics.slow_disconnected
 
     def __contains__(self, id: object) -> bool:
         return id in self._members
@@ -96,6 +108,7 @@ class Pool:
     def add(self, connection: Connection, core: ConnectionCore) -> None:
         """A connection has been accepted."""
         self._members[core.id] = connection, core
+        self._statistics.connections_open += 1
         for room in core.rooms:
             self._enter(room, connection, core)
         core.moved = lambda room, inside: (self._enter if inside else self._leave)(room, connection, core)
@@ -105,6 +118,7 @@ class Pool:
         member = self._members.get(core.id)
         if member is not None and member[1] is core:
             del self._members[core.id]
+            self._statistics.connections_open -= 1
             for room in core.rooms:
                 self._leave(room, *member)
         core.moved = None
@@ -145,14 +159,14 @@ class Pool:
         match policy:
             case "disconnect":
                 logger.warning("%r is too slow for what is emitted: disconnecting it", session)
-                self.disconnected += 1
+                self._statistics.slow_disconnected += 1
                 session.end("overloaded", "the client is too slow for what is emitted to it", flush=False)
             case "drop-oldest":
                 dropped = session.make_room(unit, lambda whose: whose[0] is core)  # type: ignore[index]
             case "latest-per-action":
                 dropped = session.make_room(unit, lambda whose: whose == sender)
         taken = dropped > 0 and session.send_nowait(unit, sender)
-        self.dropped += dropped + (not taken)
+        self._statistics.emits_dropped += dropped + (not taken)
         if self._overloaded is not None and self._fit is not None:
             try:
                 self._overloaded(*self._fit((connection, action, policy)))

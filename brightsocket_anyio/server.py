@@ -36,6 +36,7 @@ from .request import Request, answer_headers, read_request
 from .session import Session
 from .settings import ChannelKeywords, Settings
 from .signature import adapt
+from .statistics import Statistics
 from .transport import Headers, Scope, Transport, WebSocketRequest
 
 logger: logging.Logger = logging.getLogger("brightsocket_anyio")
@@ -205,6 +206,7 @@ class _Visit:
         if isinstance(cause, Refused):
             self.refusal = cause
             return End("refused", cause.reason)
+        self._peer.server.statistics.connections_failed += 1
         logger.error("channel %s: a connection has failed", self._plan.channel, exc_info=exc)
         self.refusal = Refused("internal error")
         return End("failed", "internal error")
@@ -277,6 +279,7 @@ class _Peer:
         """Every function of the channel has settled: let the client in."""
         core = visit.core
         unit = self.session.automaton.accept(core.namespace, anyio.current_time(), core.id)
+        self.server.statistics.connections_accepted += 1
         self.server.pool.add(visit.connection, core)
         core.accept([unit])
 
@@ -344,6 +347,7 @@ class _Peer:
     def _refuse(self, namespace: str, refusal: Refused) -> None:
         automaton = self.session.automaton
         final = automaton.stay(namespace) is not Stay.CONNECTING
+        self.server.statistics.connections_refused += 1
         try:
             units = automaton.refuse(namespace, anyio.current_time(), refusal.reason, refusal.data)
         except ValueError:
@@ -404,12 +408,14 @@ class Server(AsyncContextManagerMixin):
         pool: Pool,
         webserver: Any = None,
         authorize: Callable[[Request], Awaitable[Any]] | None = None,
+        statistics: Statistics | None = None,
     ) -> None:
         self.plans: dict[str, Plan] = channels.plan()
         self.settings = settings
         self.pool = pool
         self.webserver = webserver
         self._authorize = authorize
+        self.statistics: Statistics = Statistics() if statistics is None else statistics
         self.sessions: dict[str, Session] = {}
         self.stopping: anyio.Event = anyio.Event()
         self.drained: anyio.Event = anyio.Event()
@@ -520,9 +526,11 @@ class Server(AsyncContextManagerMixin):
         self.check_open()
         automaton = Automaton(Side.SERVER, eio, self.settings, sid=admission.sid, now=anyio.current_time())
         peer = _Peer(self, admission.request)
-        session = peer.session = Session(automaton, transport, self.settings)
+        session = peer.session = Session(automaton, transport, self.settings, statistics=self.statistics)
         packet = automaton.open(anyio.current_time(), polling=transport.name == "polling")
         self.sessions[session.sid] = session
+        self.statistics.sessions_open += 1
+        self.statistics.sessions_opened += 1
         self.task_group.start_soon(self._live, session, peer, packet, name="session")
         return session
 
@@ -554,6 +562,7 @@ class Server(AsyncContextManagerMixin):
                 road = await request.accept(query.eio, subprotocol=subprotocol)
                 await session.upgrade(road, polling)
         except handshake.RequestError as exc:
+            self.statistics.requests_refused += 1
             await reject_websocket(request, exc)
         except ConnectionLost as exc:
             logger.info("a WebSocket was lost in its handshake: %s", exc)
@@ -579,5 +588,6 @@ class Server(AsyncContextManagerMixin):
             logger.exception("%r failed: this is a bug of the server's", session)
         finally:
             del self.sessions[session.sid]
+            self.statistics.sessions_open -= 1
             if not self.sessions:
                 self._empty.set()

@@ -17,6 +17,7 @@ from .errors import ConnectionLost, HandshakeError, ProtocolError
 from .protocol.engineio import Packet, PacketType
 from .protocol.state import PROBE, Automaton, Ended, Event, OfferExpired, Unit
 from .settings import Settings
+from .statistics import Statistics
 from .transport import Transport
 
 logger: logging.Logger = logging.getLogger("brightsocket_anyio")
@@ -247,6 +248,7 @@ class Session:
     """One Engine.IO session. :meth:`run` owns its transport and its tasks.
 
     :param received: what has been received on the transport already.
+    :ivar statistics: where the session counts.
     :ivar sid: the session's id. It is a secret: whoever knows it can take the session over.
     :ivar task_group: where what lives on the session runs; everything in it has finished when :meth:`run` returns.
     """
@@ -255,12 +257,19 @@ class Session:
     _io: TaskGroup
 
     def __init__(
-        self, automaton: Automaton, transport: Transport, settings: Settings, *, received: Sequence[Packet] = ()
+        self,
+        automaton: Automaton,
+        transport: Transport,
+        settings: Settings,
+        *,
+        received: Sequence[Packet] = (),
+        statistics: Statistics | None = None,
     ) -> None:
         self.automaton = automaton
         self.transport: Transport = transport
         self.settings = settings
         self.closed: bool = False
+        self.statistics: Statistics = Statistics() if statistics is None else statistics
         self._sink: Sink
         self._outbox = Outbox(settings.max_buffered_messages, settings.max_buffered_bytes)
         self._cause: Ended | None = None
@@ -447,6 +456,7 @@ class Session:
     async def _take(self, packets: list[Packet]) -> None:
         now = anyio.current_time()
         automaton = self.automaton
+        self.statistics.packets_received += len(packets)
         for index, packet in enumerate(packets, 1):
             event = automaton.receive(packet, now)
             for reply in automaton.replies():
@@ -495,6 +505,7 @@ class Session:
                             raise
                 self._sending = None
                 if sent:
+                    self.statistics.packets_sent += len(packets)
                     self._outbox.commit(count)
         except ConnectionLost as exc:
             self.end(exc.code, exc.reason, flush=False)
@@ -623,6 +634,7 @@ class Session:
 
     def _change_road(self, road: Transport, rest: list[Packet]) -> None:
         self.transport = road
+        self.statistics.upgrades += 1
         self._pushed_back = rest
         for scope in (self._receiving, self._sending):
             if scope is not None:

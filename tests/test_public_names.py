@@ -12,11 +12,12 @@ from brightsocket_anyio import errors
 
 PUBLIC = {
     "Bound", "Brightsocket", "BrightsocketError", "ChannelRefused", "Client", "ConfigurationError", "Connection",
-    "ConnectionLost", "HandshakeError", "Pool", "ProtocolError", "Refused", "Request", "Settings", "open_client",
+    "ConnectionLost", "HandshakeError", "Pool", "ProtocolError", "Refused", "Request", "Settings", "Statistics",
+    "open_client",
 }  # fmt: skip
 
 MEMBERS = {
-    "Brightsocket": {"connect", "drain", "handle_trio_websocket", "pool", "running", "serve"},
+    "Brightsocket": {"connect", "drain", "handle_trio_websocket", "pool", "running", "serve", "statistics"},
     "Client": {"connect", "connection", "disconnect", "on", "state", "states"},
     "Connection": {
         "accept", "aclose", "add_filter", "call", "channel", "dropped", "id", "identity", "join", "leave", "on",
