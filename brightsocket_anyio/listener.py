@@ -12,6 +12,7 @@ import errno
 import logging
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
@@ -97,10 +98,11 @@ async def serve_listener(listener: anyio.abc.Listener[Any], door: Door, host: Ho
     Then replies in flight go out, idle connections are closed when the host has drained, and this returns when the last
     one has ended. There is no time limit on that: the caller cancels.
 
-    :param listener: of byte streams; ``settings.max_connections`` holds for AnyIO's own ones, with TLS or without
+    :param listener: of byte streams; ``settings.max_connections`` and ``settings.max_connections_per_address`` hold for
+        AnyIO's own ones, with TLS or without
     """
     service = Service(door, host, settings)
-    slots = anyio.Semaphore(settings.max_connections, fast_acquire=True)
+    slots = _Slots(settings)
     try:
         async with anyio.create_task_group() as connections:
             async with anyio.create_task_group() as accepting:
@@ -116,7 +118,32 @@ async def serve_listener(listener: anyio.abc.Listener[Any], door: Door, host: Ho
             await listener.aclose()
 
 
-def _gated(listener: anyio.abc.Listener[Any], slots: anyio.Semaphore) -> anyio.abc.Listener[Any]:
+class _Slots:
+    """Room for connections, in all and by address."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.all = anyio.Semaphore(settings.max_connections, fast_acquire=True)
+        self._each = settings.max_connections_per_address
+        self._by_address: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def taken(self, stream: anyio.abc.SocketStream) -> Iterator[bool]:
+        """Hold a place for a connection's address; says whether there was one. UNIX sockets have none."""
+        peer = _attribute(stream, anyio.abc.SocketAttribute.remote_address) if self._each is not None else None
+        if self._each is None or not isinstance(peer, tuple):
+            yield True
+            return
+        host = peer[0]
+        self._by_address[host] += 1
+        try:
+            yield self._by_address[host] <= self._each
+        finally:
+            self._by_address[host] -= 1
+            if not self._by_address[host]:
+                del self._by_address[host]
+
+
+def _gated(listener: anyio.abc.Listener[Any], slots: _Slots) -> anyio.abc.Listener[Any]:
     """The same listener, accepting no more connections at a time than there are slots."""
     if isinstance(listener, MultiListener):
         return MultiListener([_gated(each, slots) for each in listener.listeners])
@@ -144,7 +171,7 @@ class _TLSListener(TLSListener):
 
 
 class _Gate(anyio.abc.Listener[anyio.abc.SocketStream]):
-    def __init__(self, listener: anyio.abc.SocketListener, slots: anyio.Semaphore) -> None:
+    def __init__(self, listener: anyio.abc.SocketListener, slots: _Slots) -> None:
         self._listener = listener
         self._slots = slots
         # the connections that it accepts have it from there
@@ -154,7 +181,7 @@ class _Gate(anyio.abc.Listener[anyio.abc.SocketStream]):
     async def serve(self, handler: Any, task_group: anyio.abc.TaskGroup | None = None) -> None:
         assert task_group is not None
         while True:
-            await self._slots.acquire()
+            await self._slots.all.acquire()
             stream = await self._accept()
             task_group.start_soon(self._serve_one, handler, stream, name="connection")
 
@@ -171,9 +198,13 @@ class _Gate(anyio.abc.Listener[anyio.abc.SocketStream]):
 
     async def _serve_one(self, handler: Any, stream: anyio.abc.SocketStream) -> None:
         try:
-            await handler(stream)
+            with self._slots.taken(stream) as allowed:
+                if allowed:
+                    await handler(stream)
+                else:
+                    await anyio.aclose_forcefully(stream)
         finally:
-            self._slots.release()
+            self._slots.all.release()
 
     async def aclose(self) -> None:
         await self._listener.aclose()

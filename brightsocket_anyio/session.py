@@ -642,7 +642,7 @@ class Session:
 
 
 #: WebSocket close codes (RFC 6455, section 7.4.1) for ends that have one of their own
-_CLOSE_CODES: dict[str, int] = {"server shutting down": 1001, "parse error": 1002}
+_CLOSE_CODES: dict[str, int] = {"server shutting down": 1001, "parse error": 1002, "too many actions": 1008}
 
 #: ends after which the peer takes no part in a closing handshake
 _DEAD = frozenset({"ping timeout", "stalled", "transport error", "transport close"})

@@ -39,6 +39,9 @@ class SettingKeywords(TypedDict, total=False):
     slow_consumer: SlowConsumer
     compression: bool
     max_connections: int
+    max_connections_per_address: int | None
+    action_rate: float | None
+    action_burst: int
     reconnection: bool
     reconnection_attempts: int | None
     reconnection_delay: float
@@ -108,6 +111,13 @@ class Settings:
     compression: bool = False
     #: the embedded server's open TCP connections; further ones wait to be accepted
     max_connections: int = 100_000
+    #: those of one client's address, ``None`` for any number; further ones are closed at once. Behind a proxy, all
+    #: clients have the proxy's address.
+    max_connections_per_address: int | None = None
+    #: actions per second that a session may send to a server in the long run, ``None`` for any number, and at once; one
+    #: that sends more is ended, with the close code 1008
+    action_rate: float | None = None
+    action_burst: int = 100
     #: whether a client comes back to its channel by itself when its session is lost
     reconnection: bool = True
     #: attempts in a row to come back, ``None`` for any number; a client that has stayed for reconnection_delay_max has
@@ -134,6 +144,7 @@ class Settings:
             "max_buffered_bytes",
             "max_calls",
             "max_connections",
+            "action_burst",
             "reconnection_delay",
             "reconnection_delay_max",
         ):
@@ -161,10 +172,10 @@ class Settings:
             raise ConfigurationError(f"a subprotocol is named twice: {self.subprotocols!r}")
         if self.slow_consumer not in get_args(SlowConsumer):
             raise ConfigurationError(f"slow_consumer is no policy: {self.slow_consumer!r}")
-        if self.reconnection_attempts is not None and not self.reconnection_attempts > 0:
-            raise ConfigurationError(
-                f"reconnection_attempts must be greater than 0, or None, not {self.reconnection_attempts!r}"
-            )
+        for name in ("max_connections_per_address", "action_rate", "reconnection_attempts"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigurationError(f"{name} must be greater than 0, or None, not {value!r}")
         if self.while_away not in ("wait", "fail"):
             raise ConfigurationError(f'while_away is "wait" or "fail", not {self.while_away!r}')
         stall = self.stall_timeout

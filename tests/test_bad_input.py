@@ -203,6 +203,25 @@ async def test_a_message_above_the_limit() -> None:
         await _expect_close(peer, 1009)
 
 
+async def test_more_actions_than_a_session_may_send() -> None:
+    api = Brightsocket(action_rate=0.001, action_burst=5)
+    heard: list[int] = []
+
+    @api.connect("CHANNEL")
+    async def channel(connection: Connection) -> None:
+        connection.on("X")(heard.append)
+
+    async with serving(api) as bound, identified(bound, "CHANNEL") as peer, identified(bound, "CHANNEL") as other:
+        for number in range(7):
+            await peer.event("X", number)
+        await _expect_close(peer, 1008)
+        await until(lambda: heard)
+        assert heard == list(range(len(heard)))
+        assert len(heard) <= 5
+        await other.event("X", 100)
+        await until(lambda: 100 in heard)
+
+
 @pytest.mark.parametrize("payload", ["null", "5", '"CHANNEL"', "[]", "{}", '{"BRIGHTSOCKET:CHANNEL":5}'])
 async def test_an_identity_that_names_no_channel_is_refused(payload: str) -> None:
     api, _ = neighbourly()

@@ -959,6 +959,43 @@ async def test_no_more_connections_than_allowed() -> None:
             await stream.aclose()
 
 
+async def test_no_more_connections_from_one_address_than_allowed() -> None:
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = listener.extra(anyio.abc.SocketAttribute.local_port)
+    request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+    async def ask(address: str) -> anyio.abc.SocketStream:
+        raw = socket.socket()
+        raw.bind((address, 0))
+        raw.connect(("127.0.0.1", port))
+        stream = await anyio.abc.SocketStream.from_socket(raw)
+        await stream.send(request)
+        return stream
+
+    async def is_served(stream: anyio.abc.SocketStream) -> bool:
+        try:
+            return (await stream.receive()).startswith(b"HTTP/1.1 200")
+        except (anyio.EndOfStream, anyio.BrokenResourceError):
+            return False
+
+    async with (
+        listening(listener, answering(), Settings(max_connections_per_address=2)),
+        await ask("127.0.0.1") as first,
+        await ask("127.0.0.2") as other,
+    ):
+        assert await is_served(first)
+        assert await is_served(other)
+        async with await ask("127.0.0.1") as second, await ask("127.0.0.1") as third:
+            assert await is_served(second)
+            assert not await is_served(third)
+        served = False
+        with anyio.fail_after(PATIENCE):
+            # once the server has noticed that one has gone
+            while not served:
+                async with await ask("127.0.0.1") as again:
+                    served = await is_served(again)
+
+
 class FailingListener(anyio.abc.SocketListener):
     """Accepts nothing, in several ways, and then a stream."""
 

@@ -42,6 +42,8 @@ def test_each_setting_is_a_keyword() -> None:
     [
         "ping_interval", "ping_timeout", "connect_timeout", "identify_timeout", "upgrade_timeout", "stall_timeout",
         "close_timeout", "max_payload", "max_buffered_messages", "max_buffered_bytes", "max_calls", "max_connections",
+        "max_connections_per_address", "action_rate", "action_burst", "reconnection_attempts", "reconnection_delay",
+        "reconnection_delay_max",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("value", [0, -1, math.nan])

@@ -398,6 +398,9 @@ class Automaton:
         self._timers: dict[Timer | str, float] = {Timer.CONNECT: now + settings.connect_timeout}
         self._replies: list[Packet] = []
         self._pong_sent = now
+        # a token bucket: how many actions may come at once, and when that was so
+        self._allowance = float(settings.action_burst)
+        self._allowed_at = now
 
     # -- what is to be done
 
@@ -708,6 +711,16 @@ class Automaton:
             self._timers[Timer.CONNECT] = now + self._settings.connect_timeout
         return before
 
+    def _allows(self, now: float) -> bool:
+        """Take one action out of the allowance; returns whether it had one."""
+        settings = self._settings
+        if settings.action_rate is None:
+            return True
+        gained = (now - self._allowed_at) * settings.action_rate
+        self._allowance = min(self._allowance + gained, settings.action_burst) - 1
+        self._allowed_at = now
+        return self._allowance >= 0
+
     def _connection_id(self, namespace: str, data: Any) -> str:
         """The id that the answer to CONNECT gives this client."""
         if self.protocol == 4:
@@ -735,6 +748,9 @@ class Automaton:
             case StayInput.EVENT:
                 if self.side is Side.CLIENT and data[0] == CLOSED:
                     return _explained(data)
+                if self.side is Side.SERVER and not self._allows(now):
+                    self.close()
+                    return Ended("too many actions", "the client sends more actions than it may in the time")
                 if self.side is Side.SERVER and before is Stay.CONNECTED:
                     return None
                 return Action(namespace, data[0], tuple(data[1:]), message.id, size)

@@ -345,6 +345,35 @@ class TestServer:
         assert automaton.receive(message("0/1,"), 0) == Joining("/1", None)
 
 
+def let_in(settings: Settings) -> Automaton:
+    automaton = server(settings=settings)
+    for step in SERVER_WAYS[S.ACTIVE]:
+        step(automaton)
+    return automaton
+
+
+class TestActionRate:
+    def test_a_burst_and_then_a_rate(self) -> None:
+        automaton = let_in(Settings(action_rate=2, action_burst=3))
+        assert [type(automaton.receive(message('2["A"]'), 100)) for _ in range(3)] == [Action] * 3
+        assert type(automaton.receive(message('2["A"]'), 100.5)) is Action
+        assert type(automaton.receive(message('2["A"]'), 101.0)) is Action
+        # acknowledgements, and what goes unheard, cost nothing or the same
+        assert automaton.receive(message('31["A"]'), 101.0) == Answer("/", 1, ("A",))
+        ended = automaton.receive(message('2["A"]'), 101.0)
+        assert isinstance(ended, Ended)
+        assert ended.code == "too many actions"
+        assert automaton.road is Road.CLOSED
+
+    def test_time_without_actions_gains_no_more_than_a_burst(self) -> None:
+        automaton = let_in(Settings(action_rate=1000, action_burst=2))
+        assert [type(automaton.receive(message('2["A"]'), 1000)) for _ in range(3)] == [Action, Action, Ended]
+
+    def test_there_is_none_unless_it_is_asked_for(self) -> None:
+        automaton = let_in(Settings())
+        assert {type(automaton.receive(message('2["A"]'), 1)) for _ in range(10_000)} == {Action}
+
+
 class TestClient:
     def test_protocol_5_asks_and_protocol_4_waits(self) -> None:
         assert client(4).ask("/", 0)
