@@ -572,9 +572,9 @@ class ConnectionCore:
         self.dropped += 1
         self.session.statistics.actions_dropped += 1
         if self.dropped == 1:
-            logger.warning("the inbox is full: dropped the oldest action, %s, which nothing receives", action)
+            logger.warning("the inbox is full: dropped the oldest action, %.100r, which nothing receives", action)
         else:
-            logger.debug("the inbox is full: dropped %s, %d so far", action, self.dropped)
+            logger.debug("the inbox is full: dropped %.100r, %d so far", action, self.dropped)
 
     def _note_changed(self) -> None:
         self._room.set()
