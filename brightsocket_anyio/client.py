@@ -40,6 +40,7 @@ from .protocol.state import (
 from .roads import RoadName, Roads, road_names
 from .session import Session
 from .settings import SettingKeywords, Settings
+from .timer import Timer
 from .transport import Transport
 from .transports.httpx_polling import HttpxPollingTransport
 from .workers import Workers
@@ -142,6 +143,8 @@ class Client:
         #: with those before it that are not over yet
         self._stays: list[_Stay] = []
         self._states = _States()
+        self._timer = Timer()
+        task_group.start_soon(self._timer.run, name="timer")
 
     def __repr__(self) -> str:
         return f"<Client {self.state} {self.connection!r}>"
@@ -475,7 +478,7 @@ class _Stay:
         polling = transport.name == "polling"
         now = anyio.current_time()
         automaton = Automaton(Side.CLIENT, self._client._eio, self._settings, now=now, polling=polling)
-        self.session = Session(automaton, transport, self._settings, received=received)
+        self.session = Session(automaton, transport, self._settings, self._client._timer, received=received)
         return True
 
     def _begin(self) -> None:

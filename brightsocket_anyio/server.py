@@ -37,6 +37,7 @@ from .session import Session
 from .settings import ChannelKeywords, Settings
 from .signature import adapt
 from .statistics import Statistics
+from .timer import Timer
 from .transport import Headers, Scope, Transport, WebSocketRequest
 
 logger: logging.Logger = logging.getLogger("brightsocket_anyio")
@@ -420,6 +421,7 @@ class Server(AsyncContextManagerMixin):
         self.stopping: anyio.Event = anyio.Event()
         self.drained: anyio.Event = anyio.Event()
         self._empty = anyio.Event()
+        self._timer = Timer()
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
@@ -432,13 +434,16 @@ class Server(AsyncContextManagerMixin):
 
     async def _host(self, *, task_status: TaskStatus[None]) -> None:
         with anyio.CancelScope(shield=True):
-            async with anyio.create_task_group() as self.task_group:
-                task_status.started()
-                await self.stopping.wait()
-                # for the sessions and for all else that runs here: a listener's replies in flight
-                patience = self.settings.grace + self.settings.close_timeout
-                self.task_group.cancel_scope.deadline = anyio.current_time() + patience
-                await self.drain()
+            async with anyio.create_task_group() as around:
+                around.start_soon(self._timer.run, name="timer")
+                async with anyio.create_task_group() as self.task_group:
+                    task_status.started()
+                    await self.stopping.wait()
+                    # for the sessions and for all else that runs here: a listener's replies in flight
+                    patience = self.settings.grace + self.settings.close_timeout
+                    self.task_group.cancel_scope.deadline = anyio.current_time() + patience
+                    await self.drain()
+                around.cancel_scope.cancel()
 
     async def drain(self) -> None:
         """Take no new session, tell the peers, and end every session, each within the grace and close timeouts."""
@@ -526,7 +531,7 @@ class Server(AsyncContextManagerMixin):
         self.check_open()
         automaton = Automaton(Side.SERVER, eio, self.settings, sid=admission.sid, now=anyio.current_time())
         peer = _Peer(self, admission.request)
-        session = peer.session = Session(automaton, transport, self.settings, statistics=self.statistics)
+        session = peer.session = Session(automaton, transport, self.settings, self._timer, statistics=self.statistics)
         packet = automaton.open(anyio.current_time(), polling=transport.name == "polling")
         self.sessions[session.sid] = session
         self.statistics.sessions_open += 1

@@ -18,6 +18,7 @@ from .protocol.engineio import Packet, PacketType
 from .protocol.state import PROBE, Automaton, Ended, Event, OfferExpired, Unit
 from .settings import Settings
 from .statistics import Statistics
+from .timer import Alarm, Timer
 from .transport import Transport
 
 logger: logging.Logger = logging.getLogger("brightsocket_anyio")
@@ -247,6 +248,7 @@ def _size(unit: Unit) -> int:
 class Session:
     """One Engine.IO session. :meth:`run` owns its transport and its tasks.
 
+    :param timer: runs, for as long as the session does.
     :param received: what has been received on the transport already.
     :ivar statistics: where the session counts.
     :ivar sid: the session's id. It is a secret: whoever knows it can take the session over.
@@ -261,6 +263,7 @@ class Session:
         automaton: Automaton,
         transport: Transport,
         settings: Settings,
+        timer: Timer,
         *,
         received: Sequence[Packet] = (),
         statistics: Statistics | None = None,
@@ -283,8 +286,7 @@ class Session:
         self._pushed_back: list[Packet] = list(received)
         self._over = anyio.Event()
         self._resumed = anyio.Event()
-        self._rescheduled = anyio.Event()
-        self._wakes_at = float("-inf")
+        self._alarm = Alarm(timer, self._keep_time)
 
     def __repr__(self) -> str:
         return f"<Session {self.sid[:4]}… EIO={self.eio} {self.transport.name}>"
@@ -314,7 +316,7 @@ class Session:
         try:
             async with anyio.create_task_group() as self.task_group, anyio.create_task_group() as self._io:
                 self._io.start_soon(self._write)
-                self._io.start_soon(self._keep_time)
+                self.reschedule()
                 with self._reading:
                     if begin is not None:
                         begin()
@@ -335,6 +337,7 @@ class Session:
             self._cause = cause
             self.automaton.close()
             self.closed = True
+            self._alarm.cancel()
             self._outbox.close()
             if self._offer is not None:
                 self._offer.cancel()
@@ -408,8 +411,8 @@ class Session:
 
     def reschedule(self) -> None:
         """The automaton's next deadline may have come nearer."""
-        if self.automaton.deadline < self._wakes_at:
-            self._rescheduled.set()
+        if self.automaton.deadline < self._alarm.time:
+            self._alarm.set(self.automaton.deadline)
 
     def _must_hold(self) -> bool:
         return (self._sink.full and not self._sink.calling) or self._outbox.overfull
@@ -425,7 +428,7 @@ class Session:
                 await self._resumed.wait()
         self.automaton.resume(anyio.current_time())
 
-    # -- the three tasks
+    # -- the two tasks, and the timer's call
 
     async def _read(self) -> None:
         try:
@@ -514,17 +517,13 @@ class Session:
         finally:
             self._outbox.close()
 
-    async def _keep_time(self) -> None:
-        while True:
-            self._wakes_at = self.automaton.deadline
-            self._rescheduled = anyio.Event()
-            with anyio.CancelScope(deadline=self._wakes_at):
-                await self._rescheduled.wait()
-            event: Event | None = None
-            while (event := self.automaton.expire(anyio.current_time())) is not None:
-                self._handle(event)
-            for reply in self.automaton.replies():
-                self._outbox.push((reply,))
+    def _keep_time(self) -> None:
+        event: Event | None = None
+        while (event := self.automaton.expire(anyio.current_time())) is not None:
+            self._handle(event)
+        for reply in self.automaton.replies():
+            self._outbox.push((reply,))
+        self._alarm.set(self.automaton.deadline)
 
     # -- the upgrade
 

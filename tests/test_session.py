@@ -14,6 +14,7 @@ from brightsocket_anyio.protocol.engineio import Open, Packet, PacketType
 from brightsocket_anyio.protocol.state import Automaton, Ended, Event, Joined, Opened, Side, Unit
 from brightsocket_anyio.session import Outbox, Session
 from brightsocket_anyio.settings import Settings
+from brightsocket_anyio.timer import Timer
 from brightsocket_anyio.transport import Transport
 
 from .support import PATIENCE, identified, serving_in_memory
@@ -282,7 +283,7 @@ async def test_a_task_that_is_woken_just_as_the_session_changes_its_road_goes_on
     polling, websocket = Road("polling", woken, left), Road("websocket", woken, "")
     automaton = Automaton(Side.CLIENT, 4, settings, now=anyio.current_time(), polling=True)
     opened = Open("sid", ("websocket",), 25, 20).to_packet()
-    session = Session(automaton, polling, settings, received=[opened])
+    session = Session(automaton, polling, settings, Timer(), received=[opened])
 
     async def dial() -> Transport:
         await anyio.wait_all_tasks_blocked()
