@@ -366,7 +366,13 @@ class _Stay:
     async def _live(self) -> None:
         """The connection's scope, and what carries it beside."""
         core = self.core = ConnectionCore(
-            self.session, self._namespace, self._settings, id="", ids=itertools.count(), failed=self._failed
+            self.session,
+            self._namespace,
+            self._channel,
+            self._settings,
+            id="",
+            ids=itertools.count(),
+            failed=self._failed,
         )
         core.resumes = self._settings.reconnection
         for action, handler in self._client._handlers:

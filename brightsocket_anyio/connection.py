@@ -22,8 +22,6 @@ from .settings import Settings
 from .signature import adapt
 from .workers import Workers
 
-logger: logging.Logger = logging.getLogger("brightsocket_anyio")
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 #: marks of the connections in whose tasks the current code runs, the innermost last; marks, since a loop's timers may
@@ -238,6 +236,7 @@ class ConnectionCore:
         self,
         session: Session,
         namespace: str,
+        channel: str,
         settings: Settings,
         *,
         id: str,
@@ -246,6 +245,7 @@ class ConnectionCore:
     ) -> None:
         self.session: Session = session
         self.namespace = namespace
+        self.channel = channel
         self.settings = settings
         self.id = id
         self.ended: End | None = None
@@ -283,6 +283,10 @@ class ConnectionCore:
         self._task_group: TaskGroup
         self._workers: Workers
         self._room = anyio.Event()
+
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """The logger, with the fields ``session`` and ``channel``."""
+        return self.session.log(self.channel)
 
     # -- the scope
 
@@ -470,7 +474,7 @@ class ConnectionCore:
             self.check()
             await session.send(unit)
         except (anyio.ClosedResourceError, anyio.EndOfStream, anyio.BrokenResourceError):
-            logger.debug("nobody waits for the answer any more")
+            self.log().debug("nobody waits for the answer any more")
 
     def _answer_nothing(self, item: Item) -> None:
         question: Question = item.question
@@ -572,9 +576,9 @@ class ConnectionCore:
         self.dropped += 1
         self.session.statistics.actions_dropped += 1
         if self.dropped == 1:
-            logger.warning("the inbox is full: dropped the oldest action, %.100r, which nothing receives", action)
+            self.log().warning("the inbox is full: dropped the oldest action, %.100r, which nothing receives", action)
         else:
-            logger.debug("the inbox is full: dropped %.100r, %d so far", action, self.dropped)
+            self.log().debug("the inbox is full: dropped %.100r, %d so far", action, self.dropped)
 
     def _note_changed(self) -> None:
         self._room.set()

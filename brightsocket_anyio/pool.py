@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,8 +12,6 @@ from .protocol.state import Unit, encode_action
 from .settings import Settings
 from .signature import fit
 from .statistics import Statistics
-
-logger: logging.Logger = logging.getLogger("brightsocket_anyio")
 
 #: names of rooms, which the ids of connections are too: one, or several
 Rooms = str | Iterable[str]
@@ -158,7 +155,7 @@ class Pool:
         dropped = 0
         match policy:
             case "disconnect":
-                logger.warning("%r is too slow for what is emitted: disconnecting it", session)
+                core.log().warning("%r is too slow for what is emitted: disconnecting it", session)
                 self._statistics.slow_disconnected += 1
                 session.end("overloaded", "the client is too slow for what is emitted to it", flush=False)
             case "drop-oldest":
@@ -171,5 +168,5 @@ class Pool:
             try:
                 self._overloaded(*self._fit((connection, action, policy)))
             except Exception:
-                logger.exception("the overloaded hook has failed")
+                core.log().exception("the overloaded hook has failed")
         return taken

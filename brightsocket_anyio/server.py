@@ -140,7 +140,9 @@ class _Visit:
     """One client's time on one channel: from naming it, over its acceptance, to its end."""
 
     def __init__(self, peer: _Peer, namespace: str, plan: Plan, identity: Any, id: str) -> None:
-        self.core = ConnectionCore(peer.session, namespace, plan.settings, id=id, ids=peer.ids, failed=self._failed)
+        self.core = ConnectionCore(
+            peer.session, namespace, plan.channel, plan.settings, id=id, ids=peer.ids, failed=self._failed
+        )
         self.connection = Connection(self.core, plan.channel, identity, peer.webserver, peer.request)
         self.refusal: Refused | None = None
         self._peer = peer
@@ -169,7 +171,7 @@ class _Visit:
     def expire(self) -> None:
         """The channel has not let the client in within the identify timeout."""
         if self._step is not None:
-            logger.warning(
+            self.core.log().warning(
                 "channel %s: %s has neither returned, nor sent or waited for anything, nor called "
                 "`await connection.accept()`, within identify_timeout: the client is refused",
                 self._plan.channel,
@@ -208,7 +210,7 @@ class _Visit:
             self.refusal = cause
             return End("refused", cause.reason)
         self._peer.server.statistics.connections_failed += 1
-        logger.error("channel %s: a connection has failed", self._plan.channel, exc_info=exc)
+        self.core.log().error("channel %s: a connection has failed", self._plan.channel, exc_info=exc)
         self.refusal = Refused("internal error")
         return End("failed", "internal error")
 
@@ -352,7 +354,7 @@ class _Peer:
         try:
             units = automaton.refuse(namespace, anyio.current_time(), refusal.reason, refusal.data)
         except ValueError:
-            logger.exception("the data of a refusal cannot be sent")
+            self.session.log().exception("the data of a refusal cannot be sent")
             units = automaton.refuse(namespace, anyio.current_time(), refusal.reason)
         for unit in units:
             self.session.push(unit)
@@ -588,9 +590,9 @@ class Server(AsyncContextManagerMixin):
     async def _live(self, session: Session, peer: _Peer, packet: Any) -> None:
         try:
             cause = await session.run(peer, partial(peer.begin, packet))
-            logger.debug("%r ended: %s: %s", session, cause.code, cause.reason)
+            session.log().debug("%r ended: %s: %s", session, cause.code, cause.reason)
         except Exception:
-            logger.exception("%r failed: this is a bug of the server's", session)
+            session.log().exception("%r failed: this is a bug of the server's", session)
         finally:
             del self.sessions[session.sid]
             self.statistics.sessions_open -= 1

@@ -291,6 +291,10 @@ class Session:
     def __repr__(self) -> str:
         return f"<Session {self.sid[:4]}… EIO={self.eio} {self.transport.name}>"
 
+    def log(self, channel: str | None = None) -> logging.LoggerAdapter[logging.Logger]:
+        """The logger, with the fields ``session`` (the beginning of the id, which is a secret) and ``channel``."""
+        return logging.LoggerAdapter(logger, {"session": f"{self.sid[:4]}…", "channel": channel})
+
     @property
     def sid(self) -> str:
         return self.automaton.sid
@@ -453,7 +457,7 @@ class Session:
         except anyio.ClosedResourceError:
             self.end("transport error", "the transport was closed", flush=False)
         except ProtocolError as exc:
-            logger.info("%r: invalid input: %s", self, exc)
+            self.log().info("%r: invalid input: %s", self, exc)
             self.end("parse error", str(exc))
 
     async def _take(self, packets: list[Packet]) -> None:
@@ -551,7 +555,7 @@ class Session:
                     self.automaton.lose_offer()
                     polling.release()
         except (ProtocolError, ConnectionLost, anyio.EndOfStream, anyio.ClosedResourceError) as exc:
-            logger.info("%r: upgrade failed: %s", self, exc)
+            self.log().info("%r: upgrade failed: %s", self, exc)
         finally:
             if not changed:
                 with anyio.CancelScope(shield=True), anyio.move_on_after(self.settings.close_timeout):
@@ -608,7 +612,7 @@ class Session:
                     with anyio.CancelScope(shield=True), anyio.move_on_after(self.settings.close_timeout):
                         await road.aclose(1002, "the upgrade failed")
         if not changed and self._cause is None:
-            logger.info("%r stays on polling: %s", self, failure)
+            self.log().info("%r stays on polling: %s", self, failure)
 
     async def wait_closed(self) -> None:
         """Wait until the session is over. Cancelled, it ends the session: its road belongs to the task that waits."""

@@ -1,4 +1,4 @@
-"""What is counted, what OpenTelemetry makes of it, and what `health` says."""
+"""What is counted, what OpenTelemetry makes of it, what `health` says, and what the log's records have."""
 
 from __future__ import annotations
 
@@ -129,3 +129,19 @@ async def test_health() -> None:
                 assert await ask() == (503, {"status": "draining"})
                 leaving.set()
     assert await ask() == (503, {"status": "stopped"})
+
+
+async def test_records_say_whose_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    api = counting()
+    caplog.set_level("DEBUG", "brightsocket_anyio")
+    async with serving(api) as bound, identified(bound, "OPEN") as peer:
+        sid = peer.sid
+        await peer.event("FAIL", "a payload that is nobody's business")
+        await peer.drain()
+    records = {record.getMessage(): vars(record) for record in caplog.records}
+    failed = next(record for message, record in records.items() if "has failed" in message)
+    assert (failed["session"], failed["channel"]) == (f"{sid[:4]}…", "OPEN")
+    ended = next(record for message, record in records.items() if "ended" in message)
+    assert (ended["session"], ended["channel"]) == (f"{sid[:4]}…", None)
+    assert sid not in caplog.text
+    assert all("business" not in record.getMessage() for record in caplog.records if record.levelname != "DEBUG")
