@@ -428,7 +428,7 @@ class _Stay:
         while True:
             self._let_in_at = math.inf
             await self.session.run(self, self._begin)
-            if core.ended is not None:
+            if core.has_ended():
                 return
             if anyio.current_time() - self._let_in_at >= settings.reconnection_delay_max:
                 attempts = 0
@@ -440,15 +440,20 @@ class _Stay:
                     return
                 await self._pause(attempts)
                 attempts += 1
+                if core.has_ended():
+                    return
                 try:
                     opened = await self._open(settings.connect_timeout)
                 except HandshakeError as exc:
                     logger.info("attempt %d to come back has failed: %s", attempts, exc)
                     if exc.status in _REFUSALS:
                         core.end(End("refused", str(exc)))
+                        return
                 if self._left:
                     return
             core.resume(self.session)
+            if core.has_ended():
+                self.session.end("io client disconnect", "the client has closed the connection")
 
     async def _pause(self, attempts: int) -> None:
         """Wait before an attempt: exponential backoff with full jitter, since a server that has gone has lost all its

@@ -317,6 +317,10 @@ class ConnectionCore:
         _inside.set(self._within)
         settling.set(None)
 
+    def has_ended(self) -> bool:
+        """Whether the connection has ended, though its tasks may have some grace yet."""
+        return self.ended is not None
+
     @property
     def is_inside(self) -> bool:
         """Whether the current task is one of the connection's."""

@@ -497,6 +497,52 @@ async def test_a_server_that_lets_nobody_in_again_is_tried_again() -> None:
         await until(lambda: client.state == "connected")
 
 
+@pytest.mark.mock_clock
+@pytest.mark.parametrize("stage", ["waiting", "dialling"])
+async def test_a_connection_that_is_ending_does_not_come_back(stage: str) -> None:
+    """Its handlers have time to finish, for which nobody needs a session."""
+    desk = Desk()
+    up, dialling = True, anyio.Event()
+    requests = 0
+
+    async def note(request: httpx.Request) -> None:
+        nonlocal requests
+        requests += 1
+        if not up:
+            raise httpx.ConnectError("nobody there")
+        if requests > 1 and stage == "dialling":
+            dialling.set()
+            await anyio.sleep(10)
+
+    async with serving_in_memory(desk.api) as bound, bound.http() as http:
+        http.event_hooks = {"request": [note]}
+        async with open_client("http://memory", http=http, grace=1000) as client:
+            connection = await client.connect("DESK")
+            running, finishing = anyio.Event(), anyio.Event()
+
+            @connection.on("GO")
+            async def go() -> None:
+                running.set()
+                await finishing.wait()
+
+            await desk.api.pool.emit("GO")
+            await running.wait()
+            up = stage == "dialling"
+            await connection._core.session.transport.aclose()
+            await until(lambda: client.state == "reconnecting")
+            if stage == "dialling":
+                await dialling.wait()
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(connection.aclose)
+                await anyio.lowlevel.checkpoint()
+                before = requests
+                await anyio.sleep(500)
+                assert requests == before
+                assert len(desk.visits) == 1
+                finishing.set()
+            await until(lambda: client.state == "disconnected")
+
+
 async def test_an_answer_does_not_go_to_a_session_that_did_not_ask() -> None:
     """Ack ids begin anew with a session: a late answer would be taken for that of another call."""
     desk = Desk()
