@@ -20,6 +20,7 @@ from brightsocket_anyio.protocol.handshake import RequestError
 from brightsocket_anyio.request import read_request
 from brightsocket_anyio.server import Admission, Server
 from brightsocket_anyio.settings import Settings
+from brightsocket_anyio.statistics import Statistics
 from brightsocket_anyio.transport import ASGIApp, Transport, WebSocketRequest
 from brightsocket_anyio.transports.polling import PollingTransport
 
@@ -39,6 +40,7 @@ class StubServer:
     def __init__(self) -> None:
         self.sessions: dict[str, StubSession] = {}
         self.requests: list[WebSocketRequest] = []
+        self.statistics = Statistics()
         self.stopping = False
 
     async def admit(self, scope: Any, wait_gone: Any) -> Admission:
