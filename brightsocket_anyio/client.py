@@ -331,6 +331,9 @@ class _Stay:
         self._loss = End("closed", "")
         self._let_in_at = math.inf
         self._finished = anyio.Event()
+        #: what to recover the connection with, if the server has said so, and from where on
+        self._pid: str | None = None
+        self._offset: str | None = None
 
     def _introduce(self, identity: Mapping[str, Any]) -> None:
         """From now on the client is this one.
@@ -339,7 +342,9 @@ class _Stay:
         """
         protocol: Literal[4, 5] = 5 if self._client._eio == 4 else 4
         names_channel = self._namespace != self._channel
-        self._connect: Unit = encode_connect(protocol, self._namespace, None if names_channel else identity or None)
+        self._auth: Mapping[str, Any] | None = None if names_channel else identity or None
+        # now, so that it is found out whether that can be sent
+        self._connect: Unit = encode_connect(protocol, self._namespace, self._auth)
         self._identify: Unit | None = encode_identify(protocol, self._channel, identity) if names_channel else None
         self._identity = identity
 
@@ -526,21 +531,33 @@ class _Stay:
                 dial = self._client._roads.beyond(transport, event)
                 if dial is not None and isinstance(transport, HttpxPollingTransport):
                     self.session.change_road(transport, dial)
-                if automaton.ask(self._namespace, anyio.current_time()):
-                    self.session.push(self._connect)
-            case Joined(namespace, sid) if namespace == self._namespace:
+                recovers = self._pid is not None
+                if automaton.ask(self._namespace, anyio.current_time(), recovers=recovers):
+                    connect = self._connect
+                    if recovers:
+                        connect = encode_connect(
+                            automaton.protocol, self._namespace, self._auth, self._pid, self._offset
+                        )
+                    self.session.push(connect)
+            case Joined(namespace, sid, pid, offset) if namespace == self._namespace:
                 core.id = sid
+                core.recovered = pid is not None and pid == self._pid
+                self._pid = pid
+                if offset is not None or not core.recovered:
+                    self._offset = offset
                 if self._identify is None:
                     self._accept()
                 else:
                     automaton.name(anyio.current_time())
                     self.session.push(self._identify)
-            case Identified():
+            case Identified(offset):
+                self._offset = offset or self._offset
                 self._accept()
             case Rejected(namespace, reason, data) if namespace == self._namespace:
                 self._fail(ChannelRefused(self._channel, reason, data))
                 self._end("refused", reason)
-            case Action(namespace, name, args, id, size) if namespace == self._namespace:
+            case Action(namespace, name, args, id, size, offset) if namespace == self._namespace:
+                self._offset = offset or self._offset
                 if not core.deliver(name, args, id, size):
                     self._end("overflow", "too much arrived for full receivers while a call awaited its answer")
             case Answer(namespace, id, args) if namespace == self._namespace:

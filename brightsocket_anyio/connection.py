@@ -7,6 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 import anyio
@@ -16,6 +17,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from .errors import ConfigurationError, ConnectionLost
 from .inbox import Inbox, Item, Lane, Receiver
 from .protocol.state import Unit
+from .recovery import RECOVERABLE, Journal
 from .request import Request
 from .session import Session
 from .settings import Settings
@@ -230,6 +232,8 @@ class ConnectionCore:
     :param ids: ack ids that the session has not used.
     :param failed: told of an exception of a handler or filter; returns how the connection ends by it.
     :ivar resumes: whether another session takes the place of one that is lost (:meth:`suspend`, then :meth:`resume`).
+    :ivar journal: a server's, of what is sent, if the client may come back for what it has missed.
+    :ivar recovered: whether this goes on from what was lost, nothing of what the server sent being missed.
     """
 
     def __init__(
@@ -252,6 +256,8 @@ class ConnectionCore:
         self.over: anyio.Event = anyio.Event()
         self.accepted: bool = False
         self.resumes: bool = False
+        self.journal: Journal | None = None
+        self.recovered: bool = False
         self.dropped: int = 0
         self.inbox: Inbox = Inbox(
             settings.max_buffered_messages,
@@ -270,8 +276,8 @@ class ConnectionCore:
         self._streams: set[_Stream] = set()
         self._calls: dict[int, _Call] = {}
         self._call_slots = anyio.Semaphore(settings.max_calls, fast_acquire=True)
-        #: what is to be sent once the connection is accepted, with its sender
-        self._held: list[tuple[Unit, object | None]] = []
+        #: what is to be sent once the connection is accepted, with its sender, and its offset for the journal
+        self._held: list[tuple[Unit, object | None, str | None]] = []
         self._held_size = 0
         #: how the session before was lost, until the connection is accepted again
         self._away: End | None = None
@@ -353,8 +359,10 @@ class ConnectionCore:
         """The connection is accepted: send ``units``, then what was sent meanwhile; deliver what has arrived."""
         for unit in units:
             self.session.push(unit)
-        for unit, sender in self._held:
+        for unit, sender, offset in self._held:
             self.session.push(unit, sender)
+            if offset is not None:
+                self._enter_journal(offset, unit)
         self._held.clear()
         self._held_size = 0
         self._away = None
@@ -374,7 +382,7 @@ class ConnectionCore:
 
     def resume(self, session: Session) -> None:
         """The next session is there, on which :meth:`accept` follows. What was left unsent goes first then."""
-        self._held[:0] = [(unit, self) for unit in self.session.unsent]
+        self._held[:0] = [(unit, self, None) for unit in self.session.unsent]
         self._held_size += sum(packet.size for unit in self.session.unsent for packet in unit)
         self.session = session
 
@@ -390,25 +398,51 @@ class ConnectionCore:
         if self.ended is not None:
             raise self.ended.exception()
 
-    async def send(self, unit: Unit, call: _Call | None = None) -> None:
+    async def send_action(self, action: str, args: tuple[Any, ...]) -> None:
+        """Send an action that wants no answer."""
+        self.check()
+        offset = None
+        if self.journal is not None:
+            offset = self.journal.mint()
+            args = (*args, offset)
+        await self.send(self.session.automaton.encode_action(self.namespace, action, args), offset=offset)
+
+    def send_nowait(self, unit: Unit, sender: object | None = None, offset: str | None = None) -> bool:
+        """Send a unit if there is room for it, now or when the client is back; returns whether there was.
+
+        :param sender: as for :meth:`Session.send_nowait <brightsocket_anyio.session.Session.send_nowait>`.
+        :param offset: the unit's, for the journal.
+        """
+        session = self.session
+        taken = session.send_nowait(unit, sender)
+        if self.journal is None or offset is None:
+            return taken
+        if taken or (session.ending is not None and session.ending.code in RECOVERABLE):
+            self.journal.add(offset, unit)
+            return True
+        return False
+
+    async def send(self, unit: Unit, call: _Call | None = None, offset: str | None = None) -> None:
         """Send a unit once the connection is accepted. Returns when a buffer has taken it.
 
         :param call: what the unit asks for; once that is over, nothing is sent.
+        :param offset: the unit's, for the journal.
         """
         await checkpoint_if_cancelled()
         self.settle()
         # what is sent of a call that has failed would be answered to nobody
         sender = self if self.resumes and call is None else None
+        placed = None if offset is None else partial(self._enter_journal, offset, unit)
         while call is None or not call.over.is_set():
             if not self.accepted:
                 if self._away is not None and self.settings.while_away == "fail":
                     raise self._away.exception()
-                if self._hold(unit, sender):
+                if self._hold(unit, sender, offset):
                     return
                 await self.wait_accepted()
             session = self.session
             try:
-                await session.send(unit, sender)
+                await session.send(unit, sender, placed)
             except anyio.ClosedResourceError:
                 self.check()
                 ending = session.ending
@@ -422,7 +456,11 @@ class ConnectionCore:
                 self.check()
                 return
 
-    def _hold(self, unit: Unit, sender: object | None) -> bool:
+    def _enter_journal(self, offset: str, unit: Unit) -> None:
+        assert self.journal is not None
+        self.journal.add(offset, unit)
+
+    def _hold(self, unit: Unit, sender: object | None, offset: str | None) -> bool:
         """Keep a unit until the connection is accepted, if there is room."""
         size = sum(packet.size for packet in unit)
         if self._held and (
@@ -430,7 +468,7 @@ class ConnectionCore:
             or self._held_size + size > self.settings.max_buffered_bytes
         ):
             return False
-        self._held.append((unit, sender))
+        self._held.append((unit, sender, offset))
         self._held_size += size
         return True
 
@@ -632,6 +670,17 @@ class Connection:
         return self._core.session.transport.name
 
     @property
+    def recovered(self) -> bool:
+        """Whether this goes on from a session that was lost, with its id and its rooms, and whatever the server sent
+        meanwhile comes first, in order and once (Socket.IO's connection state recovery).
+
+        A server's connection is a new one then, whose channel's functions run as for any other; a client's says it of
+        its last return. ``False`` where nothing was lost, and where the server could not, or was not set to
+        (``max_disconnection_duration``).
+        """
+        return self._core.recovered
+
+    @property
     def dropped(self) -> int:
         """How many actions that nothing received have been dropped because the inbox was full."""
         return self._core.dropped
@@ -649,9 +698,7 @@ class Connection:
         :raises anyio.EndOfStream: the peer has ended the connection.
         :raises ConnectionLost: the connection was lost.
         """
-        core = self._core
-        core.check()
-        await core.send(core.session.automaton.encode_action(core.namespace, action, payload))
+        await self._core.send_action(action, payload)
 
     async def call(self, action: str, *payload: Any) -> Any:
         """Send an action and wait for the peer's answer (a Socket.IO acknowledgement).

@@ -31,7 +31,9 @@ from .protocol.state import (
     Left,
     Side,
     Stay,
+    Unit,
 )
+from .recovery import RECOVERABLE, Absent, Journal, MemoryStore, Store
 from .request import Request, answer_headers, read_request
 from .session import Session
 from .settings import ChannelKeywords, Settings
@@ -139,12 +141,23 @@ class _Step:
 class _Visit:
     """One client's time on one channel: from naming it, over its acceptance, to its end."""
 
-    def __init__(self, peer: _Peer, namespace: str, plan: Plan, identity: Any, id: str) -> None:
+    def __init__(self, peer: _Peer, namespace: str, plan: Plan, identity: Any) -> None:
         self.core = ConnectionCore(
-            peer.session, namespace, plan.channel, plan.settings, id=id, ids=peer.ids, failed=self._failed
+            peer.session,
+            namespace,
+            plan.channel,
+            plan.settings,
+            id=peer.id(namespace),
+            ids=peer.ids,
+            failed=self._failed,
         )
+        self.core.journal = peer.journal()
         self.connection = Connection(self.core, plan.channel, identity, peer.webserver, peer.request)
         self.refusal: Refused | None = None
+        #: whether it has ended because its session was lost, and may go on
+        self.lost: bool = False
+        #: what it goes on from, until it is accepted
+        self._absent: Absent | None = None
         self._peer = peer
         self._plan = plan
         self._step: _Step | None = None
@@ -155,12 +168,64 @@ class _Visit:
             if previous is not None:
                 await previous.core.over.wait()
                 self._peer.entered()
+            if (absent := await self._peer.recall(self)) is not None:
+                self._recover(absent)
             if self.core.ended is None:
                 await self.core.run(self._enter)
         finally:
             self._peer.server.pool.discard(self.core)
+            self._part()
             self._peer.leave(self)
             self.core.over.set()
+
+    def _recover(self, absent: Absent) -> None:
+        """Go on from a connection that was lost."""
+        self._absent = absent
+        self.core.id = absent.id
+        self.core.rooms = set(absent.rooms)
+        self.core.journal = absent.journal
+        self.core.recovered = True
+
+    def _part(self) -> None:
+        """The visit is over: if its session was lost, its client may come back to it."""
+        absent, core = self._absent, self.core
+        if absent is not None:
+            # it was not let in again
+            self._peer.server.put_back(absent, lost=self.lost)
+        elif self.lost and core.accepted and core.journal is not None and (pid := self._peer.pid(core.namespace)):
+            self._peer.server.keep(
+                Absent(
+                    pid,
+                    core.id,
+                    core.namespace,
+                    core.channel,
+                    frozenset(core.rooms),
+                    core.journal,
+                    anyio.current_time(),
+                )
+            )
+
+    def answer(self) -> Unit:
+        """What tells the client that it is let in."""
+        core = self.core
+        journal = core.journal
+        pid, offset = (None, None) if journal is None else (self._peer.pid(core.namespace), journal.offset)
+        return core.session.automaton.accept(core.namespace, anyio.current_time(), core.id, pid, offset)
+
+    def accept(self) -> None:
+        """Every function of the channel has settled: let the client in."""
+        core, peer = self.core, self._peer
+        journal = core.journal
+        units = [self.answer()]
+        statistics = peer.server.statistics
+        statistics.connections_accepted += 1
+        if self._absent is not None and journal is not None:
+            statistics.connections_recovered += 1
+            self._absent.forget()
+            self._absent = None
+            units += journal.units
+        peer.server.pool.add(self.connection, core)
+        core.accept(units)
 
     @property
     def settled(self) -> bool:
@@ -192,7 +257,7 @@ class _Visit:
             await step.settled.wait()
             if self.core.ended is not None:
                 return
-        self._peer.accept(self)
+        self.accept()
 
     async def _run_step(self, step: _Step) -> None:
         token = settling.set(step)
@@ -228,6 +293,13 @@ class _Peer:
         self.ids: Iterator[int] = itertools.count()
         self._visits: dict[str, _Visit] = {}
         self._ids: dict[str, str] = {}
+        #: what a client has to know to recover its connection to a namespace
+        self._pids: dict[str, str] = {}
+        #: what it knew, where it has asked for that; by namespace, with the offset
+        self._asked: dict[str, tuple[str, str | None]] = {}
+        #: what it got, until it has named the channel of it
+        self._absent: dict[str, Absent] = {}
+        self._claims: set[anyio.CancelScope] = set()
         self._switching = False
 
     # -- the session's sink
@@ -249,11 +321,14 @@ class _Peer:
     def handle(self, event: Event) -> None:
         match event:
             case Action(namespace, name, args, id, size):
-                self._deliver(self._visits[namespace], name, args, id, size)
+                if (visit := self._visits.get(namespace)) is not None:
+                    self._deliver(visit, name, args, id, size)
             case Answer(namespace, id, args):
                 if (visit := self._visits.get(namespace)) is not None:
                     visit.core.resolve(id, args)
-            case Joining(namespace, auth):
+            case Joining(namespace, auth, pid, offset):
+                if pid is not None:
+                    self._asked[namespace] = pid, offset
                 self._join(namespace, auth)
             case Identifying(channel, identity):
                 self._identify(channel, identity)
@@ -268,23 +343,64 @@ class _Peer:
 
     async def end(self, cause: Ended) -> None:
         code = "ended" if cause.by_peer else cause.code
+        lost = cause.code in RECOVERABLE
         visits = list(self._visits.values())
         for visit in visits:
+            visit.lost = lost and visit.core.ended is None
             visit.core.end(End(code, cause.reason))
+        for scope in self._claims:
+            scope.cancel()
         for visit in visits:
             await visit.core.over.wait()
+        for absent in self._absent.values():
+            self.server.put_back(absent, lost=lost)
+        for pid in self._pids.values():
+            self.server.holders.pop(pid, None)
         for namespace in self.session.automaton.live:
             self.session.push(self.session.automaton.explain(namespace, cause.code, cause.reason))
 
     # -- the visits
 
-    def accept(self, visit: _Visit) -> None:
-        """Every function of the channel has settled: let the client in."""
-        core = visit.core
-        unit = self.session.automaton.accept(core.namespace, anyio.current_time(), core.id)
-        self.server.statistics.connections_accepted += 1
-        self.server.pool.add(visit.connection, core)
-        core.accept([unit])
+    async def recall(self, visit: _Visit) -> Absent | None:
+        """What a visit goes on from, if its client has asked for that and it is there.
+
+        The client of a channel on the main namespace asks when it joins that, and names its channel later.
+        """
+        namespace = visit.core.namespace
+        await self._claim(namespace, visit.core.channel)
+        absent = self._absent.pop(namespace, None)
+        if absent is not None and absent.channel != visit.core.channel:
+            absent.forget()
+            return None
+        return absent
+
+    async def _claim(self, namespace: str, channel: str | None) -> None:
+        """Get what the client has asked for, if it has and it is there.
+
+        :param channel: what it was on, if that is decided.
+        """
+        if (asked := self._asked.pop(namespace, None)) is None:
+            return
+        with anyio.CancelScope() as scope:
+            self._claims.add(scope)
+            absent = await self.server.claim(self.session, namespace, channel, *asked)
+            if absent is not None and self.session.ending is not None:
+                self.server.put_back(absent, lost=True)
+            elif absent is not None:
+                self._absent[namespace] = absent
+                self._ids[namespace] = absent.id
+                self._pids[namespace] = absent.pid
+                self.server.holders[absent.pid] = self.session
+        self._claims.discard(scope)
+
+    async def _claim_and_admit(self) -> None:
+        await self._claim("/", None)
+        if self.session.ending is None and self.session.automaton.stay("/") is Stay.CONNECTING:
+            self._admit()
+
+    def _admit(self) -> None:
+        """Let the client into the main namespace, where it has yet to name its channel."""
+        self.session.push(self.session.automaton.admit(anyio.current_time(), self.id("/"), self.pid("/")))
 
     def entered(self) -> None:
         """The visit before has made room."""
@@ -306,7 +422,7 @@ class _Peer:
             return
         if visit.settled and not visit.core.accepted:
             # it was about to be let in when it closed the connection: what it sent before is sent
-            visit.core.accept([automaton.accept(namespace, anyio.current_time(), visit.core.id)])
+            visit.core.accept([visit.answer()])
         assert visit.core.ended is not None
         self.session.push(automaton.explain(namespace, visit.core.ended.code, visit.core.ended.reason))
         self.session.push(automaton.leave(namespace, anyio.current_time()))
@@ -318,19 +434,21 @@ class _Peer:
             self.session.end("overflow", reason, flush=False)
 
     def _join(self, namespace: str, auth: Any) -> None:
-        id = self._id(namespace)
         plan = self.server.plans.get(namespace)
         if plan is not None:
-            self._begin_visit(namespace, plan, {} if auth is None else auth, id)
+            self._begin_visit(namespace, plan, {} if auth is None else auth)
         elif namespace == "/":
-            self.session.push(self.session.automaton.admit(anyio.current_time(), id))
+            if "/" in self._asked:
+                self.session.task_group.start_soon(self._claim_and_admit)
+            else:
+                self._admit()
         else:
             self._refuse(namespace, Refused("Invalid namespace"))
 
     def _identify(self, channel: str | None, identity: dict[str, Any] | None) -> None:
         plan = None if channel is None or channel.startswith("/") else self.server.plans.get(channel)
         if plan is not None:
-            self._begin_visit("/", plan, identity, self._id("/"))
+            self._begin_visit("/", plan, identity)
             return
         refusal = Refused("the identity names no channel" if channel is None else f"unknown channel: {channel}")
         visit = self._visits.get("/")
@@ -339,9 +457,9 @@ class _Peer:
         else:
             visit.refuse(refusal)
 
-    def _begin_visit(self, namespace: str, plan: Plan, identity: Any, id: str) -> None:
+    def _begin_visit(self, namespace: str, plan: Plan, identity: Any) -> None:
         previous = self._visits.get(namespace)
-        visit = self._visits[namespace] = _Visit(self, namespace, plan, identity, id)
+        visit = self._visits[namespace] = _Visit(self, namespace, plan, identity)
         if previous is not None:
             previous.core.end(End("closed", "the client has switched to another channel"))
             self._switching = True
@@ -365,11 +483,27 @@ class _Peer:
         if not self.session.automaton.live:
             self.session.end("io server disconnect", "the server has ended the last connection")
 
-    def _id(self, namespace: str) -> str:
+    def id(self, namespace: str) -> str:
+        """The id of the client's connection to a namespace."""
         if self.session.eio == 3:
             # what clients of Socket.IO 1 and 2 work out for themselves
             return self.session.sid if namespace == "/" else f"{namespace}#{self.session.sid}"
         return self._ids.setdefault(namespace, secrets.token_urlsafe(15))
+
+    def pid(self, namespace: str) -> str | None:
+        """What the client can recover its connection to a namespace with, if that is possible."""
+        if self.server.pool.offsets is None or self.session.eio == 3:
+            return None
+        if namespace not in self._pids:
+            pid = self._pids[namespace] = secrets.token_urlsafe(15)
+            self.server.holders[pid] = self.session
+        return self._pids[namespace]
+
+    def journal(self) -> Journal | None:
+        """A journal for a connection, if it can be recovered."""
+        if self.server.pool.offsets is None or self.session.eio == 3:
+            return None
+        return Journal(self.server.pool.offsets, self.server.settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,6 +530,7 @@ class Server(AsyncContextManagerMixin):
     cancellation of the code around it, so that peers are told and what was accepted is sent.
 
     :ivar sessions: the sessions by their Engine.IO id.
+    :ivar holders: the sessions by the secrets with which their clients can recover connections to their namespaces.
     :ivar task_group: for what must live as long as the sessions do.
     :ivar stopping: set when the server begins to drain.
     :ivar drained: set when it has, and no session is left.
@@ -420,10 +555,12 @@ class Server(AsyncContextManagerMixin):
         self._authorize = authorize
         self.statistics: Statistics = Statistics() if statistics is None else statistics
         self.sessions: dict[str, Session] = {}
+        self.holders: dict[str, Session] = {}
         self.stopping: anyio.Event = anyio.Event()
         self.drained: anyio.Event = anyio.Event()
         self._empty = anyio.Event()
         self._timer = Timer()
+        self._store: Store = MemoryStore(settings, self._timer)
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
@@ -445,6 +582,7 @@ class Server(AsyncContextManagerMixin):
                     patience = self.settings.grace + self.settings.close_timeout
                     self.task_group.cancel_scope.deadline = anyio.current_time() + patience
                     await self.drain()
+                self._store.close()
                 around.cancel_scope.cancel()
 
     async def drain(self) -> None:
@@ -540,6 +678,45 @@ class Server(AsyncContextManagerMixin):
         self.statistics.sessions_opened += 1
         self.task_group.start_soon(self._live, session, peer, packet, name="session")
         return session
+
+    def keep(self, absent: Absent) -> None:
+        """A connection has been lost: its client may come back to it."""
+        self.pool.keep(absent)
+        self._store.keep(absent)
+
+    def put_back(self, absent: Absent, *, lost: bool) -> None:
+        """A client had claimed what it had lost, and was not let in again: because its session was ``lost`` too, or for
+        good."""
+        if lost:
+            self._store.keep(absent)
+        else:
+            absent.forget()
+
+    async def claim(
+        self, session: Session, namespace: str, channel: str | None, pid: str, offset: str | None
+    ) -> Absent | None:
+        """Find what a session's client has lost, if it can go on from what it got last.
+
+        If it is back before its loss was noticed, that session ends first. Cancelled, it stays to be claimed.
+
+        :param channel: what it was on; ``None`` for any.
+        """
+        holder = self.holders.get(pid)
+        if holder is session:
+            return None
+        if holder is not None:
+            holder.end("transport close", "the client has come back on another session", flush=False)
+            # as long as tasks that have some grace yet do not take all the time to be let in
+            with anyio.move_on_after(self.settings.identify_timeout / 2):
+                await holder.wait_closed()
+        absent = await self._store.claim(pid)
+        if absent is None:
+            return None
+        same = absent.namespace == namespace and absent.channel == (channel or absent.channel)
+        if same and absent.journal.rewind(offset):
+            return absent
+        absent.forget()
+        return None
 
     def check_open(self) -> None:
         """:raises brightsocket_anyio.protocol.handshake.RequestError: the server is shutting down (503)."""

@@ -97,6 +97,7 @@ class _Waiting:
     unit: Unit
     size: int
     sender: object | None
+    placed: Callable[[], None] | None
     over: anyio.Event
     taken: bool = False
 
@@ -138,16 +139,19 @@ class Outbox:
         self._append(unit, size, sender)
         return True
 
-    async def put(self, unit: Unit, sender: object | None = None) -> None:
+    async def put(self, unit: Unit, sender: object | None = None, placed: Callable[[], None] | None = None) -> None:
         """Add a unit, waiting for room behind those that wait already. Cancelled, it is in or it is not.
 
+        :param placed: called at the moment at which it gets in.
         :raises anyio.ClosedResourceError: nothing is sent any more.
         """
         if self._closed:
             raise anyio.ClosedResourceError
         if self.offer(unit, sender):
+            if placed is not None:
+                placed()
             return
-        waiting = _Waiting(unit, _size(unit), sender, anyio.Event())
+        waiting = _Waiting(unit, _size(unit), sender, placed, anyio.Event())
         self._waiting.append(waiting)
         try:
             await waiting.over.wait()
@@ -203,11 +207,15 @@ class Outbox:
             self._size -= self._units.popleft()[1]
         self._admit()
 
-    def close(self) -> None:
-        """Nothing is sent any more; whoever waits for room hears it."""
+    def shut(self) -> None:
+        """Take nothing more; whoever waits for room hears it. What is in may still be sent."""
         self._closed = True
         while self._waiting:
             self._waiting.popleft().over.set()
+
+    def close(self) -> None:
+        """Nothing is sent any more."""
+        self.shut()
         self.unsent += [unit for unit, _, sender in self._units if sender is not None]
         self._units.clear()
         self._size = 0
@@ -232,6 +240,8 @@ class Outbox:
             waiting = self._waiting.popleft()
             self._append(waiting.unit, waiting.size, waiting.sender)
             waiting.taken = True
+            if waiting.placed is not None:
+                waiting.placed()
             waiting.over.set()
         self._change()
 
@@ -352,14 +362,15 @@ class Session:
 
     # -- sending
 
-    async def send(self, unit: Unit, sender: object | None = None) -> None:
+    async def send(self, unit: Unit, sender: object | None = None, placed: Callable[[], None] | None = None) -> None:
         """Put a unit into the outgoing buffer, waiting for room. Cancelled, it is sent whole or not at all.
 
         :param sender: as for :meth:`send_nowait`.
+        :param placed: called at the moment at which the unit has its place in the order of what is sent.
         :raises anyio.ClosedResourceError: the session is over.
         """
         await checkpoint_if_cancelled()
-        await self._outbox.put(unit, sender)
+        await self._outbox.put(unit, sender, placed)
 
     def send_nowait(self, unit: Unit, sender: object | None = None) -> bool:
         """Put a unit into the outgoing buffer if there is room; returns whether there was.
@@ -402,6 +413,9 @@ class Session:
         if self._cause is None:
             self._cause = cause
             self._flush = flush
+            if not flush:
+                # something was not taken, or is lost: what is sent after that must not arrive
+                self._outbox.shut()
             self._reading.cancel()
             if self._offer is not None and not (flush and self._changing is not None):
                 # what is still to be sent goes by the road in use

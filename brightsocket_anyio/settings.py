@@ -47,6 +47,10 @@ class SettingKeywords(TypedDict, total=False):
     reconnection_delay: float
     reconnection_delay_max: float
     while_away: Literal["wait", "fail"]
+    max_disconnection_duration: float | None
+    max_disconnected: int
+    max_missed_messages: int
+    max_missed_bytes: int
 
 
 class ChannelKeywords(TypedDict, total=False):
@@ -129,6 +133,15 @@ class Settings:
     reconnection_delay_max: float = 5
     #: whether what a client sends while it is away waits, within the bounds of a buffer, or fails
     while_away: Literal["wait", "fail"] = "wait"
+    #: seconds in which a client whose session was lost may come back to its connection's id and rooms, and to what it
+    #: has missed (Socket.IO's connection state recovery); ``None`` for never
+    max_disconnection_duration: float | None = None
+    #: connections that wait for their clients in this way; the one that was lost first goes first
+    max_disconnected: int = 10_000
+    #: messages, and bytes, that are kept for one client, connected or not, should it miss them; one that has missed
+    #: more cannot recover
+    max_missed_messages: int = 1000
+    max_missed_bytes: int = 1_000_000
     _stall_timeout: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -147,6 +160,9 @@ class Settings:
             "action_burst",
             "reconnection_delay",
             "reconnection_delay_max",
+            "max_disconnected",
+            "max_missed_messages",
+            "max_missed_bytes",
         ):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name} must be greater than 0, not {getattr(self, name)!r}")
@@ -172,7 +188,12 @@ class Settings:
             raise ConfigurationError(f"a subprotocol is named twice: {self.subprotocols!r}")
         if self.slow_consumer not in get_args(SlowConsumer):
             raise ConfigurationError(f"slow_consumer is no policy: {self.slow_consumer!r}")
-        for name in ("max_connections_per_address", "action_rate", "reconnection_attempts"):
+        for name in (
+            "max_connections_per_address",
+            "action_rate",
+            "reconnection_attempts",
+            "max_disconnection_duration",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigurationError(f"{name} must be greater than 0, or None, not {value!r}")

@@ -18,14 +18,16 @@ def _gauge(text: str) -> Any:
 class Statistics:
     """What an API has done since it was made, over all its runs, and what there is now.
 
-    Those that end in ``_open`` say what there is now; the others only grow.
+    Those that end in ``_open``, and ``connections_absent``, say what there is now; the others only grow.
     """
 
     sessions_open: int = _gauge("Engine.IO sessions that are open")
     connections_open: int = _gauge("connections that are accepted and have not ended")
+    connections_absent: int = _gauge("connections that were lost and that their clients may recover")
     sessions_opened: int = _counter("Engine.IO sessions that have been opened")
     requests_refused: int = _counter("requests for the API that have been refused: handshakes, polls, upgrades")
     connections_accepted: int = _counter("clients that have been let into a channel")
+    connections_recovered: int = _counter("clients of these that have recovered a lost connection")
     connections_refused: int = _counter("clients that have been turned away from a channel or a namespace")
     connections_failed: int = _counter("connections that have ended by an exception")
     upgrades: int = _counter("sessions that have moved from polling to a WebSocket")

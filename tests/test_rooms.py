@@ -199,6 +199,37 @@ async def test_one_actions_flood_does_not_take_anothers_latest_with_it() -> None
         assert '42["RARE"]' in messages
 
 
+@pytest.mark.mock_clock
+async def test_nothing_comes_after_what_a_client_was_too_slow_for() -> None:
+    """Though its session lives on while the connection's tasks have some grace, and there is room again: that would be
+    a gap."""
+    api = Brightsocket(max_buffered_messages=5, grace=10, ping_interval=1000)
+
+    @api.connect("A")
+    async def leisurely(connection: Connection) -> None:
+        @connection.on("WORK")
+        async def work() -> None:
+            await anyio.sleep(5)
+            with pytest.raises(ConnectionLost):
+                await connection.send("DONE")
+
+    async with serving_in_memory(api, capacity=2) as bound, identified(bound, "A") as peer:
+        await peer.event("WORK")
+        await anyio.wait_all_tasks_blocked()
+        sent = 0
+        while not api.pool.disconnected:
+            await api.pool.emit("N", sent)
+            sent += 1
+        peer_stops = anyio.current_time() + 4
+        received = [await peer.receive()]
+        while anyio.current_time() < peer_stops:
+            await anyio.sleep(0.1)
+            assert await api.pool.emit("N", "later") == 0
+        received += await peer.drain()
+        assert received == [f'42["N",{number}]' for number in range(len(received))]
+        assert len(received) < sent
+
+
 async def test_a_disconnect_is_counted_and_heard_of(caplog: pytest.LogCaptureFixture) -> None:
     heard_of: list[tuple[Connection, str]] = []
 

@@ -151,6 +151,28 @@ async def test_who_waits_and_is_cancelled_has_sent_nothing_and_makes_room_for_wh
     assert texts(outbox) == ["x" * 10, "z"]
 
 
+async def test_an_outbox_that_is_shut_takes_nothing_and_still_sends_what_it_has() -> None:
+    outbox = Outbox(1, 1000)
+    outbox.push(unit("in"))
+    refused = anyio.Event()
+
+    async def put() -> None:
+        with pytest.raises(anyio.ClosedResourceError):
+            await outbox.put(unit("waits"))
+        refused.set()
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(put)
+        await anyio.wait_all_tasks_blocked()
+        outbox.shut()
+        await refused.wait()
+    assert texts(outbox) == ["in"]
+    outbox.commit(1)
+    outbox.push(unit("later"))
+    assert not outbox.offer(unit("later"))
+    assert outbox.empty
+
+
 async def test_closing_ends_the_waiting() -> None:
     outbox = Outbox(1, 1000)
     outbox.push(unit("first"))

@@ -8,7 +8,8 @@ Two tables say what may happen; a missing entry is the error. The rules behind t
 - A session has one *road* (:data:`ROADS`), of which both sides have the same table. On polling a second road may be
   offered, probed and changed to, once and in this order; a road that fails on the way leaves polling as it was. The
   client makes each of these steps, and the server follows.
-- Each Socket.IO namespace of a session has one *stay* (:data:`STAYS`). The asking side moves it to CONNECTING. The
+- Each Socket.IO namespace of a session has one *stay* (:data:`STAYS`). The asking side moves it to CONNECTING, or to
+  RECOVERING if it asks for what it has missed on a session before. The
   answering side admits it (the main namespace, which names its channel later, by IDENTIFY), accepts it (a namespace
   that is itself a channel) or refuses it.
 - A second CONNECT, and anything but a CONNECT for a namespace that never was, are errors; what was in flight for a stay
@@ -23,7 +24,7 @@ import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, overload
 
 from ..errors import ProtocolError
 from ..settings import Settings
@@ -75,6 +76,7 @@ class RoadInput(enum.Enum):
 class Stay(enum.Enum):
     ABSENT = enum.auto()
     CONNECTING = enum.auto()
+    RECOVERING = enum.auto()
     CONNECTED = enum.auto()
     IDENTIFYING = enum.auto()
     ACTIVE = enum.auto()
@@ -94,6 +96,7 @@ class StayInput(enum.Enum):
     REFUSED = enum.auto()
 
     ASK = enum.auto()
+    ASK_AGAIN = enum.auto()
     ADMIT = enum.auto()
     ACCEPT = enum.auto()
     REFUSE = enum.auto()
@@ -157,8 +160,16 @@ STAYS: Final[Mapping[Side, Mapping[Stay, Mapping[StayInput, Stay]]]] = {
     },
     Side.CLIENT: {
         # the server of protocol 4 connects the main namespace unasked
-        _S.ABSENT: {_SI.ASK: _S.CONNECTING, _SI.CONNECT: _S.CONNECTED},
+        _S.ABSENT: {_SI.ASK: _S.CONNECTING, _SI.ASK_AGAIN: _S.RECOVERING, _SI.CONNECT: _S.CONNECTED},
         _S.CONNECTING: {
+            _SI.CONNECT: _S.CONNECTED,
+            _SI.CONNECT_ERROR: _S.ENDED,
+            _SI.DISCONNECT: _S.ENDED,
+            _SI.LEAVE: _S.ENDED,
+        },
+        # socket.io sends what was missed before it answers
+        _S.RECOVERING: {
+            _SI.EVENT: _S.RECOVERING,
             _SI.CONNECT: _S.CONNECTED,
             _SI.CONNECT_ERROR: _S.ENDED,
             _SI.DISCONNECT: _S.ENDED,
@@ -200,6 +211,7 @@ STAYS: Final[Mapping[Side, Mapping[Stay, Mapping[StayInput, Stay]]]] = {
             _SI.IDENTIFIED: _S.ENDED,
             _SI.REFUSED: _S.ENDED,
             _SI.ASK: _S.CONNECTING,
+            _SI.ASK_AGAIN: _S.RECOVERING,
         },
     },
 }
@@ -243,18 +255,28 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Joining:
-    """Server: the client asks for a namespace, with CONNECT's auth payload (protocol 4: the query, a dict of texts)."""
+    """Server: the client asks for a namespace, with CONNECT's auth payload (protocol 4: the query, a dict of texts).
+
+    ``pid`` is there if it wants to go on from a connection that it has lost, ``offset`` if it got something there.
+    """
 
     namespace: str
     auth: Any
+    pid: str | None = None
+    offset: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Client: the server let it into a namespace."""
+    """Client: the server let it into a namespace.
+
+    ``pid`` is what to ask with for the same again, after a loss, and ``offset`` what to say if nothing comes.
+    """
 
     namespace: str
     sid: str
+    pid: str | None = None
+    offset: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +292,9 @@ class Identifying:
 
 @dataclass(frozen=True, slots=True)
 class Identified:
-    """Client: the server let it into the channel that it named."""
+    """Client: the server let it into the channel that it named; ``offset`` as for :class:`Joined`."""
+
+    offset: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,13 +308,15 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A named action with its values; ``id`` where the peer waits for an answer; ``size`` in bytes, for the buffers."""
+    """A named action with its values; ``id`` where the peer waits for an answer; ``size`` in bytes, for the buffers;
+    ``offset`` where the server could send what follows again."""
 
     namespace: str
     name: str
     args: tuple[Any, ...]
     id: int | None
     size: int
+    offset: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,6 +419,9 @@ class Automaton:
         self._interval: float = settings.ping_interval
         self._patience: float = settings.ping_timeout
         self._stays: dict[str, Stay] = {}
+        #: a client's namespaces whose server can send again what was missed; whether it is one that says which of an
+        #: event's values is the offset: the last one of each. Of others' it is one if it is a text, and stays a value.
+        self._offsets: dict[str, bool] = {}
         self._decoder = socketio.Decoder(self.protocol, max_attachments=settings.max_attachments)
         self._decoding_size = 0
         self._timers: dict[Timer | str, float] = {Timer.CONNECT: now + settings.connect_timeout}
@@ -605,9 +634,14 @@ class Automaton:
         """The namespaces that have begun and not ended."""
         return [namespace for namespace, stay in self._stays.items() if stay is not Stay.ENDED]
 
-    def ask(self, namespace: str, now: float) -> bool:
-        """Client: ask for a namespace; returns whether to send a CONNECT (protocol 4's main one comes by itself)."""
-        self._move(namespace, StayInput.ASK, now)
+    def ask(self, namespace: str, now: float, *, recovers: bool = False) -> bool:
+        """Client: ask for a namespace; returns whether to send a CONNECT (protocol 4's main one comes by itself).
+
+        :param recovers: whether it asks for what it has missed, too.
+        """
+        self._move(namespace, StayInput.ASK_AGAIN if recovers else StayInput.ASK, now)
+        if recovers:
+            self._offsets[namespace] = False
         return self.protocol == 5 or namespace != "/"
 
     def join_unasked(self, now: float) -> Joining:
@@ -619,22 +653,33 @@ class Automaton:
         """Client: name a channel on the main namespace."""
         self._move("/", StayInput.NAME, now)
 
-    def admit(self, now: float, sid: str) -> Unit:
+    def admit(self, now: float, sid: str, pid: str | None = None) -> Unit:
         """Server: let a client into the main namespace, where it has yet to name its channel."""
         self._move("/", StayInput.ADMIT, now)
-        return self.connect_answer("/", sid)
+        return self._connect_answer("/", sid, pid)
 
-    def accept(self, namespace: str, now: float, sid: str) -> Unit:
-        """Server: let a client into the channel that it named."""
+    def accept(self, namespace: str, now: float, sid: str, pid: str | None = None, offset: str | None = None) -> Unit:
+        """Server: let a client into the channel that it named.
+
+        :param pid: what it can recover the connection with; each event without an id has an offset then, as its last
+            value.
+        :param offset: that of nothing sent yet.
+        """
         named = self.stay(namespace) is Stay.IDENTIFYING
         self._move(namespace, StayInput.ACCEPT, now)
         if named:
-            return self._encode(socketio.PacketType.EVENT, "/", [IDENTIFIED])
-        return self.connect_answer(namespace, sid)
+            return self._encode(
+                socketio.PacketType.EVENT, "/", [IDENTIFIED] if offset is None else [IDENTIFIED, offset]
+            )
+        return self._connect_answer(namespace, sid, pid, offset)
 
-    def connect_answer(self, namespace: str, sid: str) -> Unit:
-        """Server: the packet that lets a client into a namespace."""
-        return self._encode(socketio.PacketType.CONNECT, namespace, {"sid": sid} if self.protocol == 5 else None)
+    def _connect_answer(self, namespace: str, sid: str, pid: str | None, offset: str | None = None) -> Unit:
+        if self.protocol == 4:
+            return self._encode(socketio.PacketType.CONNECT, namespace)
+        data = {"sid": sid, "pid": pid, "offset": offset}
+        return self._encode(
+            socketio.PacketType.CONNECT, namespace, {key: value for key, value in data.items() if value is not None}
+        )
 
     def refuse(self, namespace: str, now: float, reason: str, data: Any = None) -> list[Unit]:
         """Server: turn a client away, from a namespace that it asked for or from the channel that it named.
@@ -721,15 +766,40 @@ class Automaton:
         self._allowed_at = now
         return self._allowance >= 0
 
-    def _connection_id(self, namespace: str, data: Any) -> str:
-        """The id that the answer to CONNECT gives this client."""
+    def _joining(self, namespace: str, auth: Any) -> Joining:
+        """What a client asks for; with recovery, ``pid`` and ``offset`` are no part of its identity."""
+        if self._settings.max_disconnection_duration is None or self.protocol == 4 or not isinstance(auth, dict):
+            return Joining(namespace, auth)
+        rest = {key: value for key, value in auth.items() if key not in ("pid", "offset")}
+        return Joining(namespace, rest, _text([auth], "pid", None), _text([auth], "offset", None))
+
+    def _joined(self, namespace: str, data: Any) -> Joined:
+        """What the answer to CONNECT gives this client."""
         if self.protocol == 4:
-            # nobody says it: both sides work it out
-            return self.sid if namespace == "/" else f"{namespace}#{self.sid}"
+            # nobody says the id: both sides work it out
+            return Joined(namespace, self.sid if namespace == "/" else f"{namespace}#{self.sid}")
         sid = data.get("sid") if isinstance(data, dict) else None
         if not isinstance(sid, str):
             raise ProtocolError("CONNECT's answer has no sid: a server of Socket.IO 1 or 2 needs eio=3")
-        return sid
+        pid, offset = _text([data], "pid", None), _text([data], "offset", None)
+        if pid is None:
+            self._offsets.pop(namespace, None)
+        else:
+            self._offsets[namespace] = offset is not None
+        return Joined(namespace, sid, pid, offset)
+
+    def _identified(self, data: list[Any]) -> Identified:
+        if "/" not in self._offsets or len(data) < 2 or not isinstance(data[1], str):
+            return Identified()
+        self._offsets["/"] = True
+        return Identified(data[1])
+
+    def _take_offset(self, namespace: str, data: list[Any]) -> str | None:
+        """The offset of an event that wants no answer."""
+        if namespace not in self._offsets or len(data) < 2 or not isinstance(data[-1], str):
+            return None
+        offset: str = data.pop() if self._offsets[namespace] else data[-1]
+        return offset
 
     def _receive_message(self, packet: Packet, now: float) -> Event | None:
         self._decoding_size += packet.size
@@ -753,20 +823,21 @@ class Automaton:
                     return Ended("too many actions", "the client sends more actions than it may in the time")
                 if self.side is Side.SERVER and before is Stay.CONNECTED:
                     return None
-                return Action(namespace, data[0], tuple(data[1:]), message.id, size)
+                offset = None if message.id is not None else self._take_offset(namespace, data)
+                return Action(namespace, data[0], tuple(data[1:]), message.id, size, offset)
             case StayInput.ACK:
                 assert message.id is not None
                 return Answer(namespace, message.id, tuple(data))
             case StayInput.DISCONNECT:
                 return Left(namespace)
             case StayInput.CONNECT if self.side is Side.SERVER:
-                return Joining(namespace, data)
+                return self._joining(namespace, data)
             case StayInput.CONNECT if before is not Stay.ENDED:
-                return Joined(namespace, self._connection_id(namespace, data))
+                return self._joined(namespace, data)
             case StayInput.IDENTIFY:
                 return _identifying(data)
             case StayInput.IDENTIFIED if before is Stay.IDENTIFYING:
-                return Identified()
+                return self._identified(data)
             case StayInput.REFUSED:
                 return Rejected(namespace, _text(data[1:], "reason", "refused"))
             case StayInput.CONNECT_ERROR:
@@ -774,11 +845,17 @@ class Automaton:
         return None
 
 
-def encode_connect(protocol: Literal[4, 5], namespace: str, auth: Any) -> Unit:
+def encode_connect(
+    protocol: Literal[4, 5], namespace: str, auth: Any, pid: str | None = None, offset: str | None = None
+) -> Unit:
     """Encode the packet that asks for a namespace.
 
+    :param pid: of a connection that was lost, and is to be recovered from an ``offset`` on.
     :raises ValueError: the auth payload cannot be sent.
     """
+    if pid is not None:
+        # stock clients let what the application hands over come first, too
+        auth = {"pid": pid, **({} if offset is None else {"offset": offset}), **(auth or {})}
     return socketio.encode(socketio.Packet(socketio.PacketType.CONNECT, namespace, auth), protocol)
 
 
@@ -823,7 +900,15 @@ def _explained(data: list[Any]) -> Explained:
     return Explained(_text(data[1:], "code", "closed"), _text(data[1:], "reason", ""))
 
 
-def _text(values: list[Any], key: str, default: str) -> str:
+@overload
+def _text(values: list[Any], key: str, default: str) -> str: ...
+
+
+@overload
+def _text(values: list[Any], key: str, default: None) -> str | None: ...
+
+
+def _text(values: list[Any], key: str, default: str | None) -> str | None:
     """The text under ``key`` of the first value, whatever a peer may have put there."""
     value = values[0].get(key) if values and isinstance(values[0], dict) else None
     return value if isinstance(value, str) else default

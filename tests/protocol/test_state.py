@@ -89,6 +89,7 @@ SERVER_WAYS: dict[Stay, list[Callable[[Automaton], object]]] = {
 CLIENT_WAYS: dict[Stay, list[Callable[[Automaton], object]]] = {
     S.ABSENT: [],
     S.CONNECTING: [lambda a: a.ask("/", 0)],
+    S.RECOVERING: [lambda a: a.ask("/", 0, recovers=True)],
     S.CONNECTED: [lambda a: a.ask("/", 0), lambda a: a.receive(message('0{"sid":"id"}'), 0)],
     S.IDENTIFYING: [
         lambda a: a.ask("/", 0),
@@ -135,6 +136,7 @@ CLIENT_INPUTS: dict[StayInput, Callable[[Automaton], object]] = {
     I.IDENTIFIED: lambda a: a.receive(event("BRIGHTSOCKET:IDENTIFIED"), 0),
     I.REFUSED: lambda a: a.receive(event("BRIGHTSOCKET:REFUSED", {"reason": "no"}), 0),
     I.ASK: lambda a: a.ask("/", 0),
+    I.ASK_AGAIN: lambda a: a.ask("/", 0, recovers=True),
     I.NAME: lambda a: a.name(0),
     I.LEAVE: lambda a: a.leave("/", 0),
 }
@@ -149,8 +151,7 @@ def at(side: Side, stay: Stay) -> Automaton:
     return automaton
 
 
-@pytest.mark.parametrize("side", Side)
-@pytest.mark.parametrize("stay", Stay)
+@pytest.mark.parametrize(("side", "stay"), [(side, stay) for side in Side for stay in WAYS[side]])
 def test_every_stay_and_every_input(side: Side, stay: Stay) -> None:
     """What the table has moves the stay; what it has not is a ProtocolError that leaves it where it is."""
     for given_, do in INPUTS[side].items():
@@ -168,7 +169,8 @@ def test_every_stay_and_every_input(side: Side, stay: Stay) -> None:
 
 def test_the_tables_name_only_inputs_that_exist() -> None:
     for side in Side:
-        assert set(STAYS[side]) == set(Stay)
+        # a server's client is never RECOVERING: it has asked, or is let in
+        assert set(STAYS[side]) == set(WAYS[side]) == set(Stay) - ({S.RECOVERING} if side is Side.SERVER else set())
         for row in STAYS[side].values():
             assert set(row) <= set(INPUTS[side])
     assert set(ROADS) == set(Road)
@@ -212,6 +214,7 @@ class TestEvents:
             I.CONNECT_ERROR: rejected,
             I.DISCONNECT: Left("/"),
         }
+        assert _events(side, S.RECOVERING) == {**_events(side, S.CONNECTING), I.EVENT: self.action}
         assert _events(side, S.CONNECTED) == {**common, I.REFUSED: Rejected("/", "no")}
         assert _events(side, S.IDENTIFYING) == {
             **common,
@@ -222,6 +225,61 @@ class TestEvents:
         assert _events(side, S.ACTIVE) == {**common, I.IDENTIFIED: None}
         ended = _events(side, S.ENDED)
         assert set(ended.values()) == {None}
+
+    def test_what_a_server_gives_to_recover_with(self) -> None:
+        """Ours says that each event has an offset; socket.io leaves it to a client to take the last text for one."""
+        automaton = client()
+        automaton.ask("/", 0)
+        joined = automaton.receive(message('0{"sid":"id","pid":"secret","offset":"0"}'), 0)
+        assert joined == Joined("/", "id", "secret", "0")
+        packet = event("X", 1, "7")
+        assert automaton.receive(packet, 0) == Action("/", "X", (1,), None, packet.size, "7")
+        packet = event("X", "7")
+        assert automaton.receive(packet, 0) == Action("/", "X", (), None, packet.size, "7")
+        packet = message('21["X","text"]')
+        assert automaton.receive(packet, 0) == Action("/", "X", ("text",), 1, packet.size)
+
+    def test_what_socket_io_gives_to_recover_with(self) -> None:
+        automaton = client()
+        automaton.ask("/chat", 0)
+        assert automaton.receive(message('0/chat,{"sid":"id","pid":"secret"}'), 0) == Joined("/chat", "id", "secret")
+        packet = event("X", 1, "7", namespace="/chat")
+        assert automaton.receive(packet, 0) == Action("/chat", "X", (1, "7"), None, packet.size, "7")
+        packet = event("X", 1, namespace="/chat")
+        assert automaton.receive(packet, 0) == Action("/chat", "X", (1,), None, packet.size)
+
+    def test_the_offset_of_a_channel_that_is_named_later(self) -> None:
+        automaton = client()
+        automaton.ask("/", 0)
+        automaton.receive(message('0{"sid":"id","pid":"secret"}'), 0)
+        automaton.name(0)
+        assert automaton.receive(event("BRIGHTSOCKET:IDENTIFIED", "5"), 0) == Identified("5")
+        packet = event("X", "text", "6")
+        assert automaton.receive(packet, 0) == Action("/", "X", ("text",), None, packet.size, "6")
+
+    def test_without_anything_to_recover_with_the_last_text_is_a_value(self) -> None:
+        automaton = client()
+        automaton.ask("/", 0, recovers=True)
+        packet = event("X", 1, "7")
+        assert automaton.receive(packet, 0) == Action("/", "X", (1, "7"), None, packet.size, "7")
+        automaton.receive(message('0{"sid":"id"}'), 0)
+        assert automaton.receive(packet, 0) == Action("/", "X", (1, "7"), None, packet.size)
+
+    @pytest.mark.parametrize(
+        ("auth", "joining"),
+        [
+            ('{"pid":"p","offset":"o","name":"ada"}', Joining("/", {"name": "ada"}, "p", "o")),
+            ('{"pid":"p"}', Joining("/", {}, "p")),
+            ('{"pid":1,"offset":[]}', Joining("/", {})),
+            ("", Joining("/", None)),
+        ],
+    )
+    def test_what_a_client_asks_to_recover_is_no_part_of_its_identity(self, auth: str, joining: Joining) -> None:
+        settings = Settings(max_disconnection_duration=1)
+        assert server(settings=settings).receive(message(f"0{auth}"), 0) == joining
+        # where nothing is kept for anybody, the words have no meaning
+        plain = json.loads(auth) if auth else None
+        assert server().receive(message(f"0{auth}"), 0) == Joining("/", plain)
 
     @pytest.mark.parametrize("payload", [[], [None], ["X"], [{}], [{"BRIGHTSOCKET:CHANNEL": 1}], [[1]]])
     def test_an_identity_that_names_no_channel(self, payload: list[Any]) -> None:
