@@ -521,6 +521,8 @@ class Stress:
             # what a server says when it goes, or that has never heard of the session
             if restarts == self.restarts:
                 raise
+        except TimeoutError as exc:
+            self.findings.fail("errors", f"{name} waits in vain: {exc!r}\n{traceback.format_exc()}", stay.journal)
         except (*_ENDS, httpx.TransportError, OSError) as exc:
             stay.journal.note(repr(exc))
             self.counts["raw peers cut off"] += 1
@@ -592,45 +594,52 @@ class Stress:
         abuse = chance.choice(["mid-handshake", "mid-binary", "mid-upgrade", "invalid", "invalid", "pings", "silent"])
         self.counts[f"faults: {abuse}"] += 1
         eio = chance.choice([3, 4])
-        with contextlib.suppress(*_ENDS, OSError, AssertionError, httpx.TransportError):
-            match abuse:
-                case "mid-handshake":
-                    async with await anyio.connect_tcp(host, port) as stream:
-                        head = b"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: x\r\nUpgrade: x\r\n\r\n"
-                        await stream.send(head[: chance.randint(1, len(head))])
-                        await anyio.aclose_forcefully(stream)
-                case "mid-binary":
-                    async with identified(self.bound, "A", eio=eio, stay="") as peer:
-                        await peer.send('451-["UP0",0,{"_placeholder":true,"num":0}]')
+        try:
+            await self._abuse_by(abuse, eio, host, port, chance)
+        except TimeoutError:
+            self.findings.fail("errors", f"{abuse} (EIO {eio}) waits in vain:\n{traceback.format_exc()}")
+        except (*_ENDS, OSError, AssertionError, httpx.TransportError):
+            self.counts["raw peers cut off"] += 1
+
+    async def _abuse_by(self, abuse: str, eio: int, host: str, port: int, chance: random.Random) -> None:
+        match abuse:
+            case "mid-handshake":
+                async with await anyio.connect_tcp(host, port) as stream:
+                    head = b"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: x\r\nUpgrade: x\r\n\r\n"
+                    await stream.send(head[: chance.randint(1, len(head))])
+                    await anyio.aclose_forcefully(stream)
+            case "mid-binary":
+                async with identified(self.bound, "A", eio=eio, stay="") as peer:
+                    await peer.send('451-["UP0",0,{"_placeholder":true,"num":0}]')
+                    await peer.vanish()
+            case "mid-upgrade":
+                async with polling(self.bound, eio) as poller:
+                    await poller.identify("A", stay="")
+                    async with poller.probed() as peer:
                         await peer.vanish()
-                case "mid-upgrade":
-                    async with polling(self.bound, eio) as poller:
-                        await poller.identify("A", stay="")
-                        async with poller.probed() as peer:
-                            await peer.vanish()
-                case "invalid":
-                    async with identified(self.bound, "A", eio=eio, stay="") as peer:
-                        bad: list[str | bytes] = [
-                            '42["a"',
-                            "9",
-                            "42{}",
-                            '42["connect"]',
-                            "4",
-                            "44",
-                            '42²["a"]',
-                            b"\x04",
-                            '4510000-["a"]',
-                            "x",
-                        ]
-                        await peer.send(chance.choice(bad))
-                        await peer.drain()
-                case "pings":
-                    async with identified(self.bound, "A", eio=eio, stay="") as peer:
-                        await peer.send(*["2" if eio == 3 else "3"] * 200)
-                        await peer.vanish()
-                case _:
-                    async with raw(self.bound, eio=eio):
-                        await anyio.sleep(chance.uniform(0, self.plan.heartbeat))
+            case "invalid":
+                async with identified(self.bound, "A", eio=eio, stay="") as peer:
+                    bad: list[str | bytes] = [
+                        '42["a"',
+                        "9",
+                        "42{}",
+                        '42["connect"]',
+                        "4",
+                        "44",
+                        '42²["a"]',
+                        b"\x04",
+                        '4510000-["a"]',
+                        "x",
+                    ]
+                    await peer.send(chance.choice(bad))
+                    await peer.drain()
+            case "pings":
+                async with identified(self.bound, "A", eio=eio, stay="") as peer:
+                    await peer.send(*["2" if eio == 3 else "3"] * 200)
+                    await peer.vanish()
+            case _:
+                async with raw(self.bound, eio=eio):
+                    await anyio.sleep(chance.uniform(0, self.plan.heartbeat))
 
     # -- rounds
 
