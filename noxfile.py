@@ -120,6 +120,13 @@ def coverage(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def stress(session: nox.Session) -> None:
+    """Everything at once, for minutes or hours, checking itself; a seed replays it."""
+    install(session, "test")
+    session.run("python", "-m", "tests.stress", *session.posargs)
+
+
+@nox.session(default=False)
 def login(session: nox.Session) -> None:
     """Start the login example and print its address."""
     install(session, "examples")

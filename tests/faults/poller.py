@@ -85,10 +85,10 @@ class Poller:
             (answer,) = await self.get()
             assert answer.startswith("40")
 
-    async def identify(self, channel: str) -> list[str]:
+    async def identify(self, channel: str, **identity: Any) -> list[str]:
         """Enter a channel; returns what came together with the answer."""
         await self.join()
-        await self.event("BRIGHTSOCKET:IDENTIFY", {"BRIGHTSOCKET:CHANNEL": channel})
+        await self.event("BRIGHTSOCKET:IDENTIFY", {"BRIGHTSOCKET:CHANNEL": channel, **identity})
         answer, *rest = await self.get()
         assert answer == '42["BRIGHTSOCKET:IDENTIFIED"]'
         return rest
