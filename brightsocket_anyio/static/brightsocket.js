@@ -192,6 +192,7 @@ export class Connection {
   /** @type {WebSocket | undefined} */
   #socket;
   #joined = false; // the namespace's CONNECT was answered
+  #offsets = false; // each event's last value is for clients that ask for what they have missed, which this one does not
   #accepted = false; // the server has let us in
   #ending = false; // by this side
   /** @type {Disconnected | null} */
@@ -426,6 +427,7 @@ export class Connection {
     switch (type) {
       case "0":
         this.#joined = true;
+        this.#offsets = typeof data?.offset === "string";
         if (this.channel === this.#namespace) return this.#opened();
         return this.#transmit(this.#encode(2, [IDENTIFY, { ...this.#identity, [CHANNEL]: this.channel }]));
       case "1":
@@ -450,6 +452,7 @@ export class Connection {
   #action(action, values, id) {
     switch (action) {
       case IDENTIFIED:
+        this.#offsets = typeof values[0] === "string";
         return this.#opened();
       case REFUSED:
         return this.#refused(values[0]?.reason);
@@ -457,6 +460,7 @@ export class Connection {
         return this.#stop(String(values[0]?.code ?? "closed by server"), String(values[0]?.reason ?? "the server closed"));
     }
     if (!this.#accepted) return;
+    if (this.#offsets && id === undefined) values.pop();
     /** @param {unknown[]} values */
     const reply = (values) => this.open && this.#transmit(this.#encode(3, values, Number(id)));
     this.#deliver({ action, values, answer: id === undefined ? null : reply });

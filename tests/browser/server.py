@@ -38,7 +38,7 @@ def make_pages() -> Starlette:
 
 
 def make_api(friend: str) -> Brightsocket:
-    api = Brightsocket(make_pages(), allowed_origins=[friend], credentials=True)
+    api = Brightsocket(make_pages(), allowed_origins=[friend], credentials=True, max_disconnection_duration=60)
     history: list[str] = []
 
     def answer(connection: Connection) -> None:
