@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import json
 import re
@@ -15,7 +16,7 @@ import anyio
 import pytest
 
 import brightsocket_anyio
-from brightsocket_anyio import ChannelRefused, open_client
+from brightsocket_anyio import ChannelRefused, Settings, open_client
 
 from .support import PATIENCE
 
@@ -104,6 +105,17 @@ def test_every_public_name_is_in_the_reference() -> None:
         if not name.startswith("_") and not inspect.ismodule(value)
     }
     assert documented == public
+
+
+def test_every_limit_is_in_the_reference() -> None:
+    reference = (ROOT / "docs" / "reference.md").read_text("utf-8")
+    section = reference.partition("### How much of everything there may be")[2].partition("\n### ")[0]
+    names = {
+        each.name
+        for each in dataclasses.fields(Settings)
+        if each.init and re.search("^(max|min)_|_(timeout|rate)$", each.name)
+    }
+    assert names <= set(re.findall(r"`(\w+)`", section))
 
 
 def imports(module: Path) -> set[str]:
