@@ -194,8 +194,8 @@ class Brightsocket:
         """Serve the API, and the wrapped application, with the embedded server. Runs until it is cancelled.
 
         The wrapped application's ASGI lifespan is run around it. Cancelled, it drains: it stops accepting, tells every
-        client, lets replies in flight go out, and ends, all within the sum of ``grace`` and ``close_timeout``, once for
-        the sessions and once for the wrapped application.
+        client, lets replies in flight go out, and ends, all within the sum of the longest channel's ``grace`` and
+        ``close_timeout``, once for the sessions and once for the wrapped application.
 
         ``await tg.start(api.serve)`` returns a :class:`Bound` once requests are accepted.
 
