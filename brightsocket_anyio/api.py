@@ -16,7 +16,7 @@ from anyio.streams.stapled import MultiListener
 from anyio.streams.tls import TLSListener
 
 from .asgi import FrontDoor, Lifespan
-from .listener import TLS_TIMEOUT, serve_listener
+from .listener import serve_listener
 from .pool import Pool
 from .request import Request
 from .server import Channels, Server
@@ -194,8 +194,8 @@ class Brightsocket:
         """Serve the API, and the wrapped application, with the embedded server. Runs until it is cancelled.
 
         The wrapped application's ASGI lifespan is run around it. Cancelled, it drains: it stops accepting, tells every
-        client, lets replies in flight go out, and ends, all within the sum of ``grace`` and ``close_timeout``, once for
-        the sessions and once for the wrapped application.
+        client, lets replies in flight go out, and ends, all within the sum of the longest channel's ``grace`` and
+        ``close_timeout``, once for the sessions and once for the wrapped application.
 
         ``await tg.start(api.serve)`` returns a :class:`Bound` once requests are accepted.
 
@@ -207,7 +207,7 @@ class Brightsocket:
         :raises ConfigurationError: as :meth:`running`.
         :raises OSError: the address cannot be bound.
         """
-        bound = [*listeners] or [await _bind(host, port, uds, ssl_context)]
+        bound = [*listeners] or [await _bind(host, port, uds, ssl_context, self._settings.tls_timeout)]
         try:
             async with (
                 Lifespan(self._app, self._settings) as lifespan,
@@ -248,7 +248,11 @@ def _sharing(app: ASGIApp, state: dict[str, Any]) -> ASGIApp:
 
 
 async def _bind(
-    host: str | None, port: int, uds: str | os.PathLike[str] | None, ssl_context: ssl.SSLContext | None
+    host: str | None,
+    port: int,
+    uds: str | os.PathLike[str] | None,
+    ssl_context: ssl.SSLContext | None,
+    tls_timeout: float,
 ) -> Listener[Any]:
     listener: Listener[SocketStream]
     if uds is not None:
@@ -257,7 +261,7 @@ async def _bind(
         listener = await anyio.create_tcp_listener(local_host=host, local_port=port)
     if ssl_context is None:
         return listener
-    return TLSListener(listener, ssl_context, standard_compatible=False, handshake_timeout=TLS_TIMEOUT)
+    return TLSListener(listener, ssl_context, standard_compatible=False, handshake_timeout=tls_timeout)
 
 
 def _describe(listeners: Sequence[Listener[Any]]) -> Bound:

@@ -146,17 +146,23 @@ class FrontDoor:
         if length.isdecimal() and length.isascii() and (len(length) > 20 or int(length) > limit):
             raise RequestError(413, None, "Payload too large")
         body = bytearray()
-        with anyio.move_on_after(self._settings.stall):
-            while True:
+        patience = BodyPatience(self._settings)
+        while True:
+            start = anyio.current_time()
+            message: Message | None = None
+            with anyio.move_on_after(patience.seconds):
                 message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise _PeerGone
-                body += message.get("body", b"")
-                if len(body) > limit:
-                    raise RequestError(413, None, "Payload too large")
-                if not message.get("more_body", False):
-                    return bytes(body)
-        raise RequestError(408, None, "Request timeout")
+            if message is None:
+                raise RequestError(408, None, "Request timeout")
+            if message["type"] == "http.disconnect":
+                raise _PeerGone
+            more = message.get("body", b"")
+            body += more
+            if len(body) > limit:
+                raise RequestError(413, None, "Payload too large")
+            if not message.get("more_body", False):
+                return bytes(body)
+            patience.go_on(anyio.current_time() - start, len(more))
 
     # -- health
 
@@ -308,6 +314,22 @@ class _Response:
     async def give_preflight(self, headers: _Headers) -> None:
         await self._send({"type": "http.response.start", "status": 204, "headers": [*headers, *self._headers]})
         await self._send({"type": "http.response.body", "body": b""})
+
+
+class BodyPatience:
+    """For how much longer a request's body may keep us waiting.
+
+    :ivar seconds: from now on.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._most = settings.body_timeout
+        self._rate = settings.min_body_rate
+        self.seconds: float = settings.body_timeout
+
+    def go_on(self, waited: float, received: int) -> None:
+        """Some of the body has come, after so many seconds of waiting: its bytes make up for them."""
+        self.seconds = min(self.seconds - waited + received / self._rate, self._most)
 
 
 class _PeerGone(Exception):

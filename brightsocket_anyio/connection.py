@@ -310,7 +310,7 @@ class ConnectionCore:
                     await self._ending.wait()
                     with anyio.move_on_after(self.settings.grace):
                         await self._workers.wait_quiet()
-                    self._scope.cancel()
+                    self._cancel()
         finally:
             self.end(End("closed", "the connection's scope was cancelled"))
 
@@ -339,7 +339,7 @@ class ConnectionCore:
         self.ended = end
         if not self.settings.grace:
             # first, so that a task in the scope that waits on a stream is cancelled, and does not see the stream end
-            self._scope.cancel()
+            self._cancel()
         self.inbox.close(hand_on=end.code != "closed")
         for stream in self._streams:
             stream.end(end)
@@ -348,6 +348,10 @@ class ConnectionCore:
         self._ending.set()
         self._decided.set()
         self.session.wake()
+
+    def _cancel(self) -> None:
+        assert self.ended is not None
+        self._scope.cancel(f"{self.ended.code}: {self.ended.reason}")
 
     def fail(self, exc: Exception) -> None:
         """A function of the connection's has failed. Having run into the connection's own end is no failure."""

@@ -29,6 +29,7 @@ from websockets.extensions.permessage_deflate import enable_server_permessage_de
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
+from .asgi import BodyPatience
 from .errors import ConnectionLost, ProtocolError
 from .settings import Settings
 from .transport import Headers as HeaderList
@@ -37,19 +38,6 @@ from .transports.stream import READ_SIZE, STREAM_ERRORS, StreamTransport, WebSoc
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-#: bytes of a request's line and headers; twice what Apache takes in one header field, for large cookies
-MAX_HEAD_SIZE = 32_768
-#: seconds from a request's first byte to the end of its headers (a slower one is answered with 408), and the seconds
-#: that a new connection may be silent
-HEAD_TIMEOUT = 20.0
-#: seconds that the TLS handshake of a connection may take, where we make the listener
-TLS_TIMEOUT = 20.0
-#: seconds that a connection may be idle between two requests; more than the minute that proxies keep theirs
-KEEP_ALIVE_TIMEOUT = 75.0
-#: seconds that the application may have to wait for the request's body, and the bytes that buy it another one: without
-#: such a rate, a byte now and then would hold a connection for ever
-BODY_TIMEOUT = 20.0
-BODY_RATE = 500
 #: seconds that we read on after an early answer, so that the connection is not reset before the peer has read it
 LINGER_TIMEOUT = 2.0
 #: bytes that the system may hold of what a connection has sent (it takes the double, for its own needs). uvloop reads
@@ -264,7 +252,7 @@ class _Connection:
     def __init__(self, stream: anyio.abc.ByteStream, service: Service) -> None:
         self.stream = stream
         self.service = service
-        self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_SIZE)
+        self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=service.settings.max_head_size)
         #: the peer sends no more; it may still read
         self.eof = False
         #: nothing more can be written
@@ -363,7 +351,8 @@ class _Connection:
         """Wait for a request: ``None`` when there will be none."""
         self._pipelined = len(self.http.trailing_data[0])
         begun = self._pipelined > 0
-        patience = HEAD_TIMEOUT if fresh or begun else KEEP_ALIVE_TIMEOUT
+        settings = self.service.settings
+        patience = settings.head_timeout if fresh or begun else settings.keep_alive_timeout
         with anyio.CancelScope() as scope, self.service.waiting(scope, self.service.host.drained):
             scope.deadline = anyio.current_time() + patience
             while True:
@@ -376,7 +365,7 @@ class _Connection:
                     return None
                 if await self.read() and not begun:
                     begun = True
-                    scope.deadline = anyio.current_time() + HEAD_TIMEOUT
+                    scope.deadline = anyio.current_time() + settings.head_timeout
                 if self.eof and begun:
                     return None
         if begun and not self.eof:
@@ -523,7 +512,7 @@ class _Exchange:
         #: the response is complete, or is not going to be
         self._over = False
         self._body_read = False
-        self._patience = BODY_TIMEOUT
+        self._patience = BodyPatience(connection.service.settings)
         self._receiving = anyio.Lock(fast_acquire=True)
         self._reading: anyio.CancelScope | None = None
 
@@ -607,13 +596,12 @@ class _Exchange:
             await self._write(self._http.send(h11.InformationalResponse(status_code=100, headers=[])))
         start = anyio.current_time()
         data: bytes | None = None
-        with anyio.move_on_after(self._patience):
+        with anyio.move_on_after(self._patience.seconds):
             data = await self._connection.read()
         if data is None:
             await self._refuse(408, "the request's body took too long")
             return False
-        patience = self._patience - (anyio.current_time() - start) + len(data) / BODY_RATE
-        self._patience = min(patience, BODY_TIMEOUT)
+        self._patience.go_on(anyio.current_time() - start, len(data))
         return bool(data)
 
     async def _refuse(self, status: int, message: str) -> None:

@@ -526,8 +526,8 @@ async def reject_websocket(request: WebSocketRequest, error: handshake.RequestEr
 class Server(AsyncContextManagerMixin):
     """One run of an API. As an async context manager it owns the task group in which every session runs.
 
-    Leaving it, in whatever way, drains: that task group is shielded, for the grace and close timeouts, from the
-    cancellation of the code around it, so that peers are told and what was accepted is sent.
+    Leaving it, in whatever way, drains: that task group is shielded, for the longest grace and the close timeout, from
+    the cancellation of the code around it, so that peers are told and what was accepted is sent.
 
     :ivar sessions: the sessions by their Engine.IO id.
     :ivar holders: the sessions by the secrets with which their clients can recover connections to their namespaces.
@@ -579,7 +579,8 @@ class Server(AsyncContextManagerMixin):
                     task_status.started()
                     await self.stopping.wait()
                     # for the sessions and for all else that runs here: a listener's replies in flight
-                    patience = self.settings.grace + self.settings.close_timeout
+                    grace = max([self.settings.grace, *(plan.settings.grace for plan in self.plans.values())])
+                    patience = grace + self.settings.close_timeout
                     self.task_group.cancel_scope.deadline = anyio.current_time() + patience
                     await self.drain()
                 self._store.close()

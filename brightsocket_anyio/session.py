@@ -356,7 +356,7 @@ class Session:
             if self._offer is not None:
                 self._offer.cancel()
             with anyio.CancelScope(deadline=deadline, shield=True):
-                await self.transport.aclose(_CLOSE_CODES.get(cause.code, 1000))
+                await self.transport.aclose(_CLOSE_CODES.get(cause.code, 1000), cause.reason)
             self._over.set()
         return cause
 

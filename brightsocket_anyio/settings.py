@@ -27,8 +27,17 @@ class SettingKeywords(TypedDict, total=False):
     stall_timeout: float | None
     close_timeout: float
     grace: float
+    tls_timeout: float
+    head_timeout: float
+    body_timeout: float
+    min_body_rate: float
+    keep_alive_timeout: float
     max_payload: int
     max_attachments: int
+    max_packets: int
+    max_fragments: int
+    max_namespaces: int
+    max_head_size: int
     max_buffered_messages: int
     max_buffered_bytes: int
     max_calls: int
@@ -88,10 +97,33 @@ class Settings:
     close_timeout: float = 5
     #: seconds that a connection's tasks get, their streams ended, before they are cancelled
     grace: float = 0
+    #: seconds that a TLS handshake may take, where the embedded server makes the listener
+    tls_timeout: float = 20
+    #: seconds from a request's first byte to the end of its headers, and those that a new connection may be silent, at
+    #: the embedded server
+    head_timeout: float = 20
+    #: seconds that a request's body may keep us waiting, and the bytes per second that make up for it: without such a
+    #: rate, a byte now and then would hold a connection for ever
+    body_timeout: float = 20
+    min_body_rate: float = 500
+    #: seconds that a connection to the embedded server may be idle between two requests; more than the minute that
+    #: proxies keep theirs
+    keep_alive_timeout: float = 75
     #: bytes of one message, or of one polling request's body
     max_payload: int = 1_000_000
     #: binary attachments of one message
     max_attachments: int = 10
+    #: packets of one polling request's body: stock clients put all that they have emitted meanwhile into one. A client
+    #: takes ten times as many in an answer, since servers do the same.
+    max_packets: int = 10_000
+    #: fragments of one WebSocket message, 16 of which may be empty; the default carries the default max_payload in
+    #: pieces of 244 bytes. An ASGI server and trio-websocket have limits of their own.
+    max_fragments: int = 4096
+    #: namespaces that a session may ever ask for, each of which is remembered
+    max_namespaces: int = 100
+    #: bytes of a request's line and headers, at the embedded server; the default is twice what Apache takes in one
+    #: header, for large cookies
+    max_head_size: int = 32_768
     #: messages, and bytes, that each buffer holds: a receiver's, the inbox, a session's outgoing one
     max_buffered_messages: int = 256
     max_buffered_bytes: int = 1_000_000
@@ -152,7 +184,16 @@ class Settings:
             "identify_timeout",
             "upgrade_timeout",
             "close_timeout",
+            "tls_timeout",
+            "head_timeout",
+            "body_timeout",
+            "min_body_rate",
+            "keep_alive_timeout",
             "max_payload",
+            "max_packets",
+            "max_fragments",
+            "max_namespaces",
+            "max_head_size",
             "max_buffered_messages",
             "max_buffered_bytes",
             "max_calls",

@@ -338,7 +338,7 @@ class TestBodies:
 
     @pytest.mark.mock_clock
     async def test_too_slow(self) -> None:
-        door = Door(stall_timeout=7)
+        door = Door(body_timeout=7)
         door.add()
         exchange = Exchange(door.scope(POLLING + b"&sid=S", "POST", "/socket.io/", "", {}), [])
         start = anyio.current_time()

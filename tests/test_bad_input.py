@@ -37,6 +37,7 @@ BAD: dict[str, list[Message]] = {
     "broken JSON": ['42["X",'],
     "NaN": ['42["X",NaN]'],
     "Infinity": ['42["X",Infinity]'],
+    "an integer of 5,000 digits": ['42["X",' + "9" * 5000 + "]"],
     "JSON nested 100,000 deep": ['42["X",' + "[" * 100_000 + "]" * 100_000 + "]"],
     "a lone surrogate": ['42["X","\\ud800"]'],
     "a superscript ack id": ['42²["X"]'],
@@ -144,13 +145,30 @@ async def test_300_000_tiny_packets_in_one_payload() -> None:
             assert (await peer.post("\x1e".join("6" * 300_000))).status_code == 400
 
 
-async def test_an_event_before_any_connect() -> None:
+@pytest.mark.parametrize(
+    "messages", [['42["X"]'], ['451-["X",{"_placeholder":true,"num":0}]', b"x"], ["41"], ["430[]"]]
+)
+async def test_anything_before_any_connect(messages: list[Message]) -> None:
     api, heard = neighbourly()
     async with serving(api) as bound, neighbour_undisturbed(api, bound.url), raw(bound) as peer:
-        await peer.send('42["X"]')
-        await peer.drain()
-        assert peer.protocol.close_rcvd is not None
+        await peer.send(*messages)
+        await _expect_close(peer, 1002)
     assert heard == []
+
+
+async def test_the_ids_of_sessions_cannot_be_guessed() -> None:
+    """The secret id of a session is not the public one of its connection, and no other session's."""
+    api, _ = neighbourly()
+    ids: list[str] = []
+    async with serving(api) as bound:
+        for _ in range(30):
+            async with identified(bound, "CHANNEL") as peer:
+                ids += [peer.sid, *api.pool._members]
+            await until(lambda: len(api.pool) == 0)
+    assert len(set(ids)) == 60
+    # of so many bits that nobody guesses one
+    assert all(len(base64.urlsafe_b64decode(id)) == 15 for id in ids)
+    assert len({byte for id in ids for byte in base64.urlsafe_b64decode(id)}) > 200
 
 
 async def test_a_binary_header_and_then_a_disconnect() -> None:

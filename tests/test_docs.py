@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import json
 import re
@@ -15,7 +16,7 @@ import anyio
 import pytest
 
 import brightsocket_anyio
-from brightsocket_anyio import ChannelRefused, open_client
+from brightsocket_anyio import ChannelRefused, Settings, open_client
 
 from .support import PATIENCE
 
@@ -104,6 +105,38 @@ def test_every_public_name_is_in_the_reference() -> None:
         if not name.startswith("_") and not inspect.ismodule(value)
     }
     assert documented == public
+
+
+def test_every_limit_is_in_the_reference() -> None:
+    reference = (ROOT / "docs" / "reference.md").read_text("utf-8")
+    section = reference.partition("### How much of everything there may be")[2].partition("\n### ")[0]
+    names = {
+        each.name
+        for each in dataclasses.fields(Settings)
+        if each.init and re.search("^(max|min)_|_(timeout|rate)$", each.name)
+    }
+    assert names <= set(re.findall(r"`(\w+)`", section))
+
+
+def find_tests(path: Path) -> set[str]:
+    """The tests of a module, those of its classes with the class."""
+    names = set()
+    for node in ast.parse(path.read_text("utf-8")).body:
+        inside = node.body if isinstance(node, ast.ClassDef) else [node]
+        prefix = f"{node.name}::" if isinstance(node, ast.ClassDef) else ""
+        names |= {prefix + each.name for each in inside if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)}
+    return {name for name in names if name.rpartition("::")[2].startswith("test_")}
+
+
+def test_every_row_of_the_page_on_reliability_names_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+    rows = [row for row in page.splitlines() if row.startswith("| ") and not row.endswith("| shown by |")]
+    assert len(rows) > 40
+    for row in rows:
+        shown = re.findall(r"`(tests/[\w/]+\.py)::([\w:]+)`", row.split(" | ")[-1])
+        assert shown, row
+        for path, name in shown:
+            assert name in find_tests(ROOT / path), f"{path}::{name}"
 
 
 def imports(module: Path) -> set[str]:

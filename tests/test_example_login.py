@@ -233,9 +233,11 @@ async def test_the_page_is_served_beside_the_api(url: str) -> None:
         assert (await http.get("/users.db")).status_code == 404
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])
-def test_the_commands(loop: str) -> None:
-    """The server prints a URL that works at once, the client does its round, and Ctrl-C is a good end."""
+@pytest.mark.parametrize(
+    ("loop", "number"), [("asyncio", signal.SIGINT), ("uvloop", signal.SIGTERM), ("trio", signal.SIGTERM)]
+)
+def test_the_commands(loop: str, number: signal.Signals) -> None:
+    """The server prints a URL that works at once, the client does its round, and a signal is a good end."""
     module = [sys.executable, "-m", "examples.login"]
     command = [*module, "--port=0", f"--backend={loop}"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
@@ -253,7 +255,7 @@ def test_the_commands(loop: str) -> None:
             bad = subprocess.run(client, cwd=ROOT, input="wrong", capture_output=True, text=True, timeout=30)
             assert (bad.returncode, bad.stdout) == (1, "")
             assert "wrong password" in bad.stderr
-            server.send_signal(signal.SIGINT)
+            server.send_signal(number)
             assert server.wait(timeout=10) == 0
             assert server.stderr
             assert "Traceback" not in server.stderr.read()

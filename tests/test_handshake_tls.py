@@ -114,18 +114,12 @@ async def test_a_peer_that_speaks_no_tls(server_tls: ssl.SSLContext, caplog: pyt
 
 async def test_a_peer_that_says_nothing(server_tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "brightsocket_anyio")
-    tcp = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    listener = TLSListener(tcp, server_tls, standard_compatible=False, handshake_timeout=0.05)
     with anyio.fail_after(PATIENCE):
-        async with anyio.create_task_group() as tg:
-            bound = await tg.start(
-                lambda *, task_status: Brightsocket().serve(listeners=[listener], task_status=task_status)
-            )
+        async with serving(Brightsocket(tls_timeout=0.05), ssl_context=server_tls) as bound:
             async with await anyio.connect_tcp("127.0.0.1", bound.port) as stream:
                 with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
                     await stream.receive()
             await until(lambda: "it took too long" in caplog.text)
-            tg.cancel_scope.cancel()
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 

@@ -22,11 +22,7 @@ from anyio.streams.tls import TLSListener
 from brightsocket_anyio import listener as module
 from brightsocket_anyio.errors import ConnectionLost
 from brightsocket_anyio.listener import (
-    BODY_TIMEOUT,
-    HEAD_TIMEOUT,
-    KEEP_ALIVE_TIMEOUT,
     LINGER_TIMEOUT,
-    MAX_HEAD_SIZE,
     Service,
     serve_listener,
 )
@@ -485,9 +481,9 @@ BAD_REQUESTS = {
     "two lengths": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
     "an unknown coding": (b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: x\r\n\r\n", 501),
     "a space in a name": (b"GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400),
-    "a flood of headers": (b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * MAX_HEAD_SIZE, 431),
-    "an endless header": (b"GET / HTTP/1.1\r\nx: " + b"y" * (MAX_HEAD_SIZE + 1), 431),
-    "an endless line": (b"GET /" + b"y" * (MAX_HEAD_SIZE + 1), 414),
+    "a flood of headers": (b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * SETTINGS.max_head_size, 431),
+    "an endless header": (b"GET / HTTP/1.1\r\nx: " + b"y" * (SETTINGS.max_head_size + 1), 431),
+    "an endless line": (b"GET /" + b"y" * (SETTINGS.max_head_size + 1), 414),
     "a tunnel": (b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 405),
     "a length and chunks": (
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -518,20 +514,20 @@ async def test_peers_that_leave_early(data: bytes) -> None:
 
 
 SLOW = {
-    "silent": (b"", 0, b"", HEAD_TIMEOUT),
-    "half a line": (b"GET ", 408, b"", HEAD_TIMEOUT + LINGER_TIMEOUT),
-    "a header now and then": (b"GET / HTTP/1.1\r\n", 408, b"x: y\r\n", HEAD_TIMEOUT + LINGER_TIMEOUT),
+    "silent": (b"", 0, b"", SETTINGS.head_timeout),
+    "half a line": (b"GET ", 408, b"", SETTINGS.head_timeout + LINGER_TIMEOUT),
+    "a header now and then": (b"GET / HTTP/1.1\r\n", 408, b"x: y\r\n", SETTINGS.head_timeout + LINGER_TIMEOUT),
     "no body": (
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n",
         408,
         b"",
-        BODY_TIMEOUT + LINGER_TIMEOUT,
+        SETTINGS.body_timeout + LINGER_TIMEOUT,
     ),
     "a byte of the body now and then": (
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n",
         408,
         b"x",
-        BODY_TIMEOUT + LINGER_TIMEOUT + 1,
+        SETTINGS.body_timeout + LINGER_TIMEOUT + 1,
     ),
 }
 
@@ -575,7 +571,7 @@ async def test_an_idle_connection_is_closed_without_a_word() -> None:
         await peer.response()
         start = anyio.current_time()
         assert await peer.rest() == b""
-        assert anyio.current_time() - start == KEEP_ALIVE_TIMEOUT
+        assert anyio.current_time() - start == SETTINGS.keep_alive_timeout
 
 
 # -- our WebSockets

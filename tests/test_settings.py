@@ -41,9 +41,10 @@ def test_each_setting_is_a_keyword() -> None:
     "name",
     [
         "ping_interval", "ping_timeout", "connect_timeout", "identify_timeout", "upgrade_timeout", "stall_timeout",
-        "close_timeout", "max_payload", "max_buffered_messages", "max_buffered_bytes", "max_calls", "max_connections",
-        "max_connections_per_address", "action_rate", "action_burst", "reconnection_attempts", "reconnection_delay",
-        "reconnection_delay_max",
+        "close_timeout", "tls_timeout", "head_timeout", "body_timeout", "min_body_rate", "keep_alive_timeout",
+        "max_payload", "max_packets", "max_fragments", "max_namespaces", "max_head_size", "max_buffered_messages",
+        "max_buffered_bytes", "max_calls", "max_connections", "max_connections_per_address", "action_rate",
+        "action_burst", "reconnection_attempts", "reconnection_delay", "reconnection_delay_max",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("value", [0, -1, math.nan])

@@ -24,7 +24,6 @@ from brightsocket_anyio.protocol.engineio import Packet, PacketType
 from brightsocket_anyio.settings import Settings
 from brightsocket_anyio.transports.stream import (
     MAX_EMPTY_FRAGMENTS,
-    MAX_FRAGMENTS,
     READ_SIZE,
     WRITE_SIZE,
     StreamTransport,
@@ -206,12 +205,12 @@ async def test_the_end_of_a_failed_websocket_comes_after_the_close_frame() -> No
 
 
 async def test_fragments_are_counted() -> None:
-    settings = Settings(max_payload=1_000_000)
-    async with with_raw_peer(settings) as (server, peer):
-        await peer.send(frame(BINARY, b"x", fin=False) + frame(CONT, b"y", fin=False) * (MAX_FRAGMENTS - 2))
+    most = 100
+    async with with_raw_peer(Settings(max_fragments=most)) as (server, peer):
+        await peer.send(frame(BINARY, b"x", fin=False) + frame(CONT, b"y", fin=False) * (most - 2))
         await peer.send(frame(CONT, b"z") + frame(BINARY, b"x", fin=False))
-        assert len((await server.receive())[0]) == MAX_FRAGMENTS
-        await peer.send(frame(CONT, b"y", fin=False) * MAX_FRAGMENTS)
+        assert len((await server.receive())[0]) == most
+        await peer.send(frame(CONT, b"y", fin=False) * most)
         with pytest.raises(ProtocolError, match="fragments"):
             await server.receive()
 

@@ -153,12 +153,23 @@ async def test_a_peer_that_takes_no_part_in_closing() -> None:
 @on_trio
 async def test_a_send_that_is_cancelled() -> None:
     async with both(lockstep=True) as (server, _):
-        with anyio.CancelScope() as scope:
-            scope.cancel()
-            await server.send(PACKETS)
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(server.send, PACKETS * 10)
+            await anyio.wait_all_tasks_blocked()
+            tg.cancel_scope.cancel()
         with pytest.raises(ConnectionLost, match="half way"):
             await server.send(PACKETS)
         await server.aclose()
+
+
+@on_trio
+async def test_a_send_that_is_cancelled_before_it_has_begun_has_sent_nothing() -> None:
+    async with both() as (server, client):
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await server.send(PACKETS)
+        await server.send([PACKETS[1]])
+        assert await client.receive() == [PACKETS[1]]
 
 
 @on_trio

@@ -16,9 +16,6 @@ import orjson
 
 from ..errors import ProtocolError
 
-#: packets of one polling request's body, unless the caller says otherwise
-MAX_PACKETS: Final = 1000
-
 TEXT: Final = "text/plain; charset=UTF-8"
 BINARY: Final = "application/octet-stream"
 
@@ -198,7 +195,7 @@ def encode_payload(packets: Sequence[Packet], eio: Literal[3, 4], *, base64: boo
     return TEXT, "".join(f"{_utf16_length(text)}:{text}" for text in texts).encode()
 
 
-def decode_payload(body: bytes, eio: Literal[3, 4], *, binary: bool, max_packets: int = MAX_PACKETS) -> list[Packet]:
+def decode_payload(body: bytes, eio: Literal[3, 4], *, binary: bool, max_packets: int) -> list[Packet]:
     """Read the body of a polling request or answer: at least one packet.
 
     :param binary: whether the content type is ``application/octet-stream``.

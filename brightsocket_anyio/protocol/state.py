@@ -38,9 +38,6 @@ CLOSED: Final = "BRIGHTSOCKET:CLOSED"
 CHANNEL: Final = "BRIGHTSOCKET:CHANNEL"
 PREFIX: Final = "BRIGHTSOCKET:"
 
-#: namespaces that a session may ever have asked for, each of which is remembered
-MAX_NAMESPACES: Final = 100
-
 #: what asks, on a road that is offered, whether it carries packets; and what says that it does
 PROBE: Final = Packet(PacketType.PING, "probe")
 PROBE_ANSWER: Final = Packet(PacketType.PONG, "probe")
@@ -742,7 +739,7 @@ class Automaton:
             raise ProtocolError(f"{given.name} is not possible when {before.name}") from None
         if after is before and given is not StayInput.IDENTIFY:
             return before
-        if before is Stay.ABSENT and len(self._stays) >= MAX_NAMESPACES:
+        if before is Stay.ABSENT and len(self._stays) >= self._settings.max_namespaces:
             raise ProtocolError("too many namespaces")
         self._stays[namespace] = after
         if self.side is Side.SERVER:

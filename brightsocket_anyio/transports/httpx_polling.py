@@ -23,7 +23,6 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from ..errors import ConnectionLost, HandshakeError, ProtocolError
 from ..protocol.engineio import (
     BINARY,
-    MAX_PACKETS,
     Open,
     Packet,
     PacketType,
@@ -34,8 +33,10 @@ from ..protocol.engineio import (
 from ..settings import Settings
 from .httpx_stream import excerpt_of, locate, reason_of
 
-#: packets of one answer: servers put all that they have sent meanwhile into one
-MAX_RECEIVED_PACKETS = 100_000
+#: An answer may have as many times ``max_packets``: servers put all that they have sent meanwhile into one.
+ANSWER_PACKETS_FACTOR = 10
+#: packets that we put into one POST
+POST_PACKETS = 1000
 #: An answer may be longer than ``max_payload`` by this factor, and by 2 more for each attachment that a message may
 #: have: it may hold several messages, and base64 makes bytes longer. What it may not hold is a longer message.
 ANSWER_FACTOR = 4
@@ -62,7 +63,7 @@ async def connect_polling(
     :param http: makes the requests; it stays open, and must do so for as long as the transport.
     :param url: with the scheme ``http`` or ``https``, and with all that the query has but ``transport``, ``sid`` and
         ``t``.
-    :param settings: for ``max_payload``, ``stall_timeout`` and ``close_timeout``.
+    :param settings: for ``max_payload``, ``max_packets``, ``stall_timeout`` and ``close_timeout``.
     :param task_group: where the transport's GETs run, one at a time; :meth:`HttpxPollingTransport.aclose` ends them.
     :raises HandshakeError: there was no answer, or one that is not an Engine.IO server's.
     """
@@ -185,7 +186,7 @@ def _describe(where: str, response: httpx.Response, body: bytes) -> str:
 
 def _decode(content_type: str, body: bytes, eio: Literal[3, 4], settings: Settings) -> list[Packet]:
     binary = content_type.partition(";")[0].strip().lower() == BINARY
-    packets = decode_payload(body, eio, binary=binary, max_packets=MAX_RECEIVED_PACKETS)
+    packets = decode_payload(body, eio, binary=binary, max_packets=ANSWER_PACKETS_FACTOR * settings.max_packets)
     if any(packet.size > settings.max_payload + 1 for packet in packets):
         raise ProtocolError("message too big")
     return packets
@@ -292,7 +293,7 @@ class HttpxPollingTransport:
         for packet in packets:
             # with the separator
             length = length_of(packet, self._eio, polling=True) + 1
-            if batch and (size + length > self._max_payload or len(batch) == MAX_PACKETS):
+            if batch and (size + length > self._max_payload or len(batch) == POST_PACKETS):
                 yield batch
                 batch, size = [], 0
             batch.append(packet)

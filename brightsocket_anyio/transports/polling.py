@@ -21,9 +21,6 @@ from ..protocol.engineio import Packet, PacketType, decode_payload, encode_paylo
 from ..protocol.handshake import RequestError
 from ..settings import Settings
 
-#: packets of one POST: stock clients put all that they have emitted meanwhile into one, bounded by max_payload alone
-MAX_PACKETS = 10_000
-
 _NOOP = (Packet(PacketType.NOOP),)
 _CLOSE = (Packet(PacketType.CLOSE),)
 
@@ -82,7 +79,7 @@ class _Post:
 class PollingTransport:
     """The :class:`~brightsocket_anyio.transport.Transport` over a client's GETs and POSTs.
 
-    :param settings: for ``stall_timeout`` and ``close_timeout``.
+    :param settings: for ``max_packets``, ``stall_timeout`` and ``close_timeout``.
     :param base64: the client cannot read binary payloads (Engine.IO 3 only).
     """
 
@@ -209,7 +206,7 @@ class PollingTransport:
             raise RequestError.of(3)
         binary = content_type.partition(";")[0].strip().lower() == "application/octet-stream"
         try:
-            packets = decode_payload(body, self._eio, binary=binary, max_packets=MAX_PACKETS)
+            packets = decode_payload(body, self._eio, binary=binary, max_packets=self._settings.max_packets)
         except ProtocolError as exc:
             self._error = exc
             self._receive_changed.set()

@@ -28,8 +28,6 @@ from ..settings import Settings
 READ_SIZE = 65_536
 #: bytes of one write, each of which has the stall timeout of its own: a slow peer takes them one by one
 WRITE_SIZE = 65_536
-#: fragments of one message; 4096 of them carry the default payload limit in pieces of 244 bytes
-MAX_FRAGMENTS = 4096
 #: empty fragments of one message; senders that end a message with one, or begin it with one, need two
 MAX_EMPTY_FRAGMENTS = 16
 #: bytes from which a message is compressed, on a WebSocket with permessage-deflate: below, little is gained
@@ -104,7 +102,7 @@ class WebSocket:
 
     :param stream: carries the bytes.
     :param core: from :func:`open_core`.
-    :param settings: for ``max_payload``, ``stall_timeout`` and ``close_timeout``.
+    :param settings: for ``max_payload``, ``max_fragments``, ``stall_timeout`` and ``close_timeout``.
     :param leading: bytes that were read together with the handshake.
     """
 
@@ -116,6 +114,7 @@ class WebSocket:
         self._stall = settings.stall
         self._close_timeout = settings.close_timeout
         self._max_size = settings.max_payload
+        self._max_fragments = settings.max_fragments
         self._lock = anyio.Lock(fast_acquire=True)
         self._reading = anyio.ResourceGuard("receiving from")
         #: set when nothing more will be received: the peer's Close, a failure, or the end of the stream
@@ -263,7 +262,7 @@ class WebSocket:
         self._fragments += frame.data
         self._fragment_count += 1
         self._empty_count += not frame.data
-        if self._fragment_count > MAX_FRAGMENTS or self._empty_count > MAX_EMPTY_FRAGMENTS:
+        if self._fragment_count > self._max_fragments or self._empty_count > MAX_EMPTY_FRAGMENTS:
             return self._fail(1008, "too many fragments")
         if len(self._fragments) > self._max_size:
             return self._fail(1009, "message too big")

@@ -20,7 +20,7 @@ import httpx
 import trio
 import trio_websocket
 from anyio.abc import TaskGroup, TaskStatus
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ..errors import ConfigurationError, ConnectionLost, HandshakeError, ProtocolError
 from ..protocol.engineio import Packet, decode, encode
@@ -208,6 +208,8 @@ class TrioWebSocketTransport:
             await self._send(message)
 
     async def _send(self, message: str | bytes) -> None:
+        # before anything of it is sent: the connection can still be closed in an orderly way
+        await checkpoint_if_cancelled()
         stall = self._settings.stall
         sent = False
         try:

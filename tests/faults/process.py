@@ -47,9 +47,9 @@ class Running:
 
 
 @asynccontextmanager
-async def running(loop: str, **settings: Any) -> AsyncGenerator[Running]:
+async def running(loop: str, door: str = "embedded", **settings: Any) -> AsyncGenerator[Running]:
     """The program in a process of its own, on one of the loops; what still runs at the end is killed."""
-    command = [sys.executable, "-m", "tests.faults.program", loop, json.dumps(settings)]
+    command = [sys.executable, "-m", "tests.faults.program", loop, door, json.dumps(settings)]
     async with await anyio.open_process(command, cwd=ROOT, env={**os.environ}, stderr=None) as process:
         try:
             assert process.stdout is not None

@@ -1,16 +1,21 @@
 """A server as a process of its own, for tests of its memory and of its end.
 
-``python -m tests.faults.program LOOP SETTINGS`` prints the URL that it serves; the signals TERM and INT end it.
+``python -m tests.faults.program LOOP DOOR SETTINGS`` prints the URL that it serves; the signals TERM and INT end it.
+The door is ``embedded`` or ``asgi``, which is uvicorn, and on Trio hypercorn.
 """
 
 from __future__ import annotations
 
 import json
 import signal
+import socket
 import sys
 from typing import Any
 
 import anyio
+import hypercorn.config
+import hypercorn.trio
+import uvicorn
 from anyio.lowlevel import checkpoint
 
 from brightsocket_anyio import Bound, Brightsocket, Connection
@@ -85,6 +90,19 @@ class Program:
                     tg.cancel_scope.cancel()
                     break
 
+    async def run_asgi(self, loop: str) -> None:
+        """Serve behind an ASGI server until it gets a signal."""
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
+            if loop == "trio":
+                config = hypercorn.config.Config()
+                config.bind = [f"fd://{listening.fileno()}"]
+                config.accesslog = config.errorlog = None
+                await hypercorn.trio.serve(self.api, config)  # type: ignore[arg-type]
+            else:
+                server = uvicorn.Server(uvicorn.Config(self.api, lifespan="on", log_level="warning"))
+                await server.serve([listening])
+
 
 async def _hello(scope: Any, receive: Any, send: Any) -> None:
     """The wrapped application: its answers take long enough to be in flight."""
@@ -97,11 +115,14 @@ async def _hello(scope: Any, receive: Any, send: Any) -> None:
 
 
 def main() -> None:
-    loop, settings = sys.argv[1:]
+    loop, door, settings = sys.argv[1:]
     backend, _, uvloop = loop.partition("+")
     options = {"use_uvloop": bool(uvloop)} if backend == "asyncio" else {}
     program = Program(json.loads(settings))
-    anyio.run(program.run, backend=backend, backend_options=options)
+    if door == "embedded":
+        anyio.run(program.run, backend=backend, backend_options=options)
+    else:
+        anyio.run(program.run_asgi, loop, backend=backend, backend_options=options)
 
 
 if __name__ == "__main__":

@@ -204,7 +204,7 @@ async def test_a_second_websocket_is_closed_and_the_first_goes_on(eio: int) -> N
 
 async def _is_turned_away(peer: Poller) -> None:
     async with peer.websocket() as second:
-        await second.expect_end()
+        assert await second.expect_end() == 1002
 
 
 @each_eio

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from functools import partial
 from typing import Any, Literal
 
 import pytest
@@ -11,20 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brightsocket_anyio.errors import ProtocolError
+from brightsocket_anyio.protocol import engineio
 from brightsocket_anyio.protocol.engineio import (
     BINARY,
-    MAX_PACKETS,
     TEXT,
     Open,
     Packet,
     PacketType,
     decode,
-    decode_payload,
     encode,
     encode_payload,
 )
 
 EIO = Literal[3, 4]
+MAX_PACKETS = 1000
+decode_payload = partial(engineio.decode_payload, max_packets=MAX_PACKETS)
 OPEN, CLOSE, PING, PONG, MESSAGE, UPGRADE, NOOP = PacketType
 
 GREETING = "héllo€😀"

@@ -15,7 +15,6 @@ from brightsocket_anyio import ProtocolError, Settings
 from brightsocket_anyio.protocol import engineio
 from brightsocket_anyio.protocol.engineio import Packet, PacketType
 from brightsocket_anyio.protocol.state import (
-    MAX_NAMESPACES,
     PROBE_ANSWER,
     ROADS,
     STAYS,
@@ -394,8 +393,8 @@ class TestServer:
         assert texts(automaton.leave("/", 0)) == ["1"]
 
     def test_namespaces_are_bounded(self) -> None:
-        automaton = server()
-        for number in range(MAX_NAMESPACES):
+        automaton = server(settings=Settings(max_namespaces=20))
+        for number in range(20):
             automaton.receive(message(f"0/{number},"), 0)
             automaton.receive(message(f"1/{number},"), 0)
         with pytest.raises(ProtocolError, match="too many"):

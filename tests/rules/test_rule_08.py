@@ -15,6 +15,7 @@ import pytest
 
 from brightsocket_anyio import Brightsocket, Connection, ConnectionLost, open_client
 
+from ..faults.poller import polling
 from ..support import (
     PATIENCE,
     Raw,
@@ -220,6 +221,38 @@ async def test_a_server_that_holds_back_reading_goes_on_with_the_heartbeat(eio: 
         release.set()
         await peer.expect("431[1]")
         assert len(api.pool) == 1
+
+
+@pytest.mark.mock_clock
+@pytest.mark.parametrize("eio", [3, 4])
+async def test_a_polling_peer_that_is_held_back_is_told_that_the_server_is_alive(eio: int) -> None:
+    """Its POST is not answered, and so it can say nothing."""
+    api = Brightsocket(max_buffered_messages=1, stall_timeout=1000, ping_interval=25, ping_timeout=20)
+    release = anyio.Event()
+
+    @api.connect("A")
+    async def channel(connection: Connection) -> None:
+        connection.on("BLOCK")(release.wait)
+        connection.on("ECHO")(lambda value: value)
+
+    async with serving_in_memory(api) as bound, polling(bound, eio) as peer, anyio.create_task_group() as tg:
+        await peer.identify("A")
+        start = anyio.current_time()
+        tg.start_soon(peer.post, *['42["BLOCK"]'] * 4)
+        await anyio.wait_all_tasks_blocked()
+        tg.start_soon(_answer_after, release, 260)
+        for number in range(1, 11):
+            assert await peer.get() == ["2" if eio == 4 else "3"]
+            assert anyio.current_time() - start == pytest.approx(25 * number, abs=1)
+        await release.wait()
+        await anyio.wait_all_tasks_blocked()
+        await peer.post('421["ECHO",1]')
+        assert await peer.get() == ["431[1]"]
+
+
+async def _answer_after(release: anyio.Event, seconds: float) -> None:
+    await anyio.sleep(seconds)
+    release.set()
 
 
 @pytest.mark.mock_clock

@@ -2,44 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 import pytest
+from anyio.abc import TaskStatus
 
-from brightsocket_anyio import Brightsocket, Connection, Refused, open_client
+from brightsocket_anyio import Brightsocket, Connection, ConnectionLost, Refused, open_client
+from brightsocket_anyio.settings import ChannelKeywords
 
-from ..support import PATIENCE, identified, joined, serving, serving_in_memory, until
+from ..support import PATIENCE, MemoryListener, identified, joined, serving, serving_in_memory, until
 
 
 async def test_inside_a_connections_tasks_an_end_is_cancellation() -> None:
     api = Brightsocket()
-    seen: list[str] = []
+    reasons: list[str] = []
 
     @api.connect("WORK")
     async def work(connection: Connection) -> None:
+        connection.on("WAIT")(wait)
         async with connection.receive("NEVER") as stream:
-            try:
-                await stream.receive()
-            except anyio.get_cancelled_exc_class():
-                seen.append("cancelled")
-                raise
-            finally:
-                seen.append("over")
+            await wait(stream.receive)
+
+    async def wait(waiting: Callable[[], Awaitable[Any]] | None = None) -> None:
+        try:
+            await (waiting or anyio.sleep_forever)()
+        except anyio.get_cancelled_exc_class() as exc:
+            reasons.append(str(exc))
+            raise
 
     async with serving(api) as bound, identified(bound, "WORK") as peer:
+        await peer.event("WAIT", id=1)
         await peer.send("41")
-        await until(lambda: "over" in seen)
-    assert seen == ["cancelled", "over"]
+        await until(lambda: len(reasons) == 2)
+    # the function, and the handler
+    assert all("ended: the client left the channel" in reason for reason in reasons)
 
 
 @pytest.mark.mock_clock
-async def test_with_grace_streams_end_first_and_cancellation_comes_after() -> None:
-    api = Brightsocket(grace=3)
+@pytest.mark.parametrize("whose", ["the API's", "the channel's"])
+async def test_with_grace_streams_end_first_and_cancellation_comes_after(whose: str) -> None:
+    api = Brightsocket(grace=3 if whose == "the API's" else 0)
     seen: list[Any] = []
     over = anyio.Event()
 
-    @api.connect("WORK")
+    @api.connect("WORK", **ChannelKeywords(grace=3) if whose == "the channel's" else ChannelKeywords())
     async def work(connection: Connection) -> None:
         async with connection.receive("NEVER") as stream:
             with pytest.raises(anyio.EndOfStream):
@@ -56,6 +64,36 @@ async def test_with_grace_streams_end_first_and_cancellation_comes_after() -> No
         with anyio.fail_after(PATIENCE):
             await over.wait()
         assert seen == [3]
+
+
+@pytest.mark.mock_clock
+async def test_a_channels_grace_counts_when_serve_is_cancelled() -> None:
+    """Longer than the API's own, and than what sessions without it get."""
+    api = Brightsocket(close_timeout=1)
+    seen: list[Any] = []
+
+    @api.connect("WORK", grace=10)
+    async def work(connection: Connection) -> None:
+        async with connection.receive("NEVER") as stream:
+            with pytest.raises(ConnectionLost, match="shutting down"):
+                await stream.receive()
+        await anyio.sleep(9)
+        seen.append("has finished")
+
+    listener, scope = MemoryListener(), anyio.CancelScope()
+
+    async def serve(*, task_status: TaskStatus[Any]) -> None:
+        with scope:
+            await api.serve(listeners=[listener], task_status=task_status)
+
+    async with anyio.create_task_group() as tg:
+        await tg.start(serve)
+        async with identified(listener, "WORK") as peer:
+            began = anyio.current_time()
+            scope.cancel()
+            await peer.drain()
+            assert anyio.current_time() - began == 9
+    assert seen == ["has finished"]
 
 
 async def test_aclose_flushes_what_was_accepted_and_disconnects() -> None:
