@@ -361,6 +361,7 @@ class _Connection:
 
     async def _next_request(self, fresh: bool) -> h11.Request | None:
         """Wait for a request: ``None`` when there will be none."""
+        self._bodiless = False
         self._pipelined = len(self.http.trailing_data[0])
         begun = self._pipelined > 0
         patience = HEAD_TIMEOUT if fresh or begun else KEEP_ALIVE_TIMEOUT

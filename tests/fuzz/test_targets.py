@@ -33,3 +33,8 @@ def test_near_the_examples(name: str) -> None:
         target(example)
 
     check()
+
+
+def test_nonsense_behind_a_head_request_is_a_bad_request() -> None:
+    """What was meant for the answer to HEAD, to have no body, held for the answer to the next request."""
+    TARGETS["http"][0](b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n\x8a1\r\n\r\n")
