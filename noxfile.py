@@ -127,6 +127,23 @@ def stress(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """Let atheris look for bytes that our parsers fail on; ``-- 600 http``: for 600 seconds, at one target."""
+    install(session, "test", "fuzz")
+    seconds, *names = session.posargs or ["8"]
+    targets = ["packets", "payloads", "json_text", "socketio_packets", "sessions", "http", "websocket", "polling"]
+    for name in names or targets:
+        session.run("python", "-m", "tests.fuzz", name, f"-max_total_time={seconds}", "-print_final_stats=1")
+
+
+@nox.session(default=False)
+def audit(session: nox.Session) -> None:
+    """Look up the pinned packages in the database of known vulnerabilities, for which it needs the network."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "audit"))
+    session.run("pip-audit", "--requirement", "constraints.txt", "--disable-pip", "--no-deps")
+
+
+@nox.session(default=False)
 def login(session: nox.Session) -> None:
     """Start the login example and print its address."""
     install(session, "examples")

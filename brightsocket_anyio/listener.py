@@ -349,6 +349,7 @@ class _Connection:
 
     async def _next_request(self, fresh: bool) -> h11.Request | None:
         """Wait for a request: ``None`` when there will be none."""
+        self._bodiless = False
         self._pipelined = len(self.http.trailing_data[0])
         begun = self._pipelined > 0
         settings = self.service.settings
