@@ -600,7 +600,9 @@ class ConnectionCore:
     async def _run_filters(self, filters: tuple[Callable[..., Awaitable[Any]], ...], lane: Lane, item: Item) -> None:
         if not filters:
             while self.ended is None and not self.inbox.ready(lane, item):
-                self._room = anyio.Event()
+                if self._room.is_set():
+                    # else it is what another action's filters wait for already
+                    self._room = anyio.Event()
                 await self._room.wait()
             if self.ended is None:
                 self.inbox.hand_on(lane, item)

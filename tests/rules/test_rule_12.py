@@ -299,6 +299,38 @@ async def test_the_order_of_an_action_survives_its_filters() -> None:
     assert handled == list(range(50))
 
 
+async def test_filters_of_two_actions_wait_for_room_at_the_same_time() -> None:
+    api = Brightsocket(max_buffered_messages=2)
+    room = anyio.Event()
+    forwarding: list[str] = []
+    handled: list[tuple[str, int]] = []
+
+    @api.connect("WORK")
+    async def work(connection: Connection) -> None:
+        @connection.add_filter
+        async def pass_on(action: str, payload: int, forward: Forward) -> None:
+            forwarding.append(action)
+            await forward()
+
+        for name in ("ONE", "TWO"):
+
+            @connection.on(name)
+            async def handle(number: int, name: str = name) -> None:
+                await room.wait()
+                handled.append((name, number))
+
+    async with serving(api) as bound, identified(bound, "WORK") as peer:
+        for number in range(4):
+            await peer.event("ONE", number)
+            await peer.event("TWO", number)
+        # one is handled, two wait for that, and the filters hold the next
+        await until(lambda: len(forwarding) == 8)
+        room.set()
+        await until(lambda: len(handled) == 8)
+    for name in ("ONE", "TWO"):
+        assert [number for each, number in handled if each == name] == list(range(4))
+
+
 async def test_on_the_client_too() -> None:
     api = Brightsocket()
 
