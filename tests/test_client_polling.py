@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import logging
 import ssl
@@ -11,6 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 import anyio
+import anyio.abc
 import anyio.lowlevel
 import httpx
 import pytest
@@ -1098,3 +1100,35 @@ async def test_a_post_that_is_cancelled_costs_the_session() -> None:
                 await use()
         with anyio.fail_after(PATIENCE):
             await transport.aclose()
+
+
+async def test_a_post_that_is_cancelled_in_its_body_leaves_nothing_half_done() -> None:
+    """Trio warns of asynchronous generators that are collected halfway, as that of httpx's own bodies would be."""
+    packet = (OPEN % (25000, 20000, "")).encode()
+    taking = anyio.Event()
+
+    async def serve(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            head = await stream.receive()
+            if head.startswith(b"GET"):
+                await stream.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(packet), packet))
+                head = await stream.receive()
+            if head.startswith(b"POST"):
+                taking.set()
+                await anyio.sleep_forever()
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    url = f"http://127.0.0.1:{listener.extra(anyio.abc.SocketAttribute.local_port)}"
+    async with listener, httpx.AsyncClient() as http, anyio.create_task_group() as tg:
+        tg.start_soon(listener.serve, serve)
+        transport = await connect_polling(http, f"{url}/?EIO=4", eio=4, settings=Settings(), task_group=tg)
+        await transport.receive()
+        async with anyio.create_task_group() as posting:
+            posting.start_soon(transport.send, [Packet(PacketType.MESSAGE, b"x" * 30_000_000)])
+            with anyio.fail_after(PATIENCE):
+                await taking.wait()
+            posting.cancel_scope.cancel()
+        gc.collect()
+        with anyio.fail_after(PATIENCE):
+            await transport.aclose()
+        tg.cancel_scope.cancel()

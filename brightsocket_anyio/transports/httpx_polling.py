@@ -12,7 +12,7 @@ import itertools
 import json
 import re
 import secrets
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from typing import Literal
 
 import anyio
@@ -141,6 +141,8 @@ class _Requests:
             cookies=self.cookies,
             timeout=timeout,
         )
+        if content is not None:
+            request.stream = _Body(content)
         try:
             response = await self._http.send(request, stream=True, follow_redirects=False)
             try:
@@ -171,6 +173,30 @@ class _Requests:
         if scope.cancel_called:
             raise _TooLong(f"{self.where} has sent more than {self._max_size} bytes", response.status_code)
         return bytes(body)
+
+
+class _Body(httpx.AsyncByteStream):
+    """A request's body in one piece. httpx's own is an asynchronous generator, which a request that is cancelled leaves
+    halfway: Trio warns of that."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Pieces([self._content])
+
+
+class _Pieces:
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._pieces:
+            raise StopAsyncIteration
+        return self._pieces.pop()
 
 
 def _describe(where: str, response: httpx.Response, body: bytes) -> str:
