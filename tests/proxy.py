@@ -82,11 +82,11 @@ def address_of(bound: Bound) -> tuple[str, int]:
 
 
 @asynccontextmanager
-async def proxied(bound: Bound) -> AsyncGenerator[Proxy]:
-    """A proxy in front of a server."""
+async def proxied(server: Bound | tuple[str, int]) -> AsyncGenerator[Proxy]:
+    """A proxy in front of a server, or of an address."""
     listener: MultiListener[anyio.abc.SocketStream] = await anyio.create_tcp_listener(local_host="127.0.0.1")
     port = listener.extra(anyio.abc.SocketAttribute.local_port)
-    proxy = Proxy(address_of(bound), port)
+    proxy = Proxy(address_of(server) if isinstance(server, Bound) else server, port)
     async with listener, anyio.create_task_group() as tg:
         tg.start_soon(listener.serve, proxy.handle)
         yield proxy

@@ -58,6 +58,8 @@ MAX_TEXTS = 20
 
 _ENDS = (anyio.ClosedResourceError, anyio.EndOfStream, anyio.BrokenResourceError)
 _ROOMS = ("red", "green", "blue")
+#: the numbers of an epoch's messages begin at a multiple of this
+EPOCH = 10**9
 
 
 class Findings:
@@ -97,7 +99,8 @@ class Flow:
     """A stream of numbered messages of one sender, as whoever receives it sees it.
 
     A number comes once. What one connection brings of it has no gap; between two connections a loss lies, in which a
-    run of numbers may be lost. (Once what a server sends is recovered after a short loss, that is one connection.)
+    run of numbers may be lost. For what a server sends, connections of which each has recovered what the one before had
+    are one.
 
     :ivar next: the number of the sender's next message.
     :ivar unsure: numbers of which the sender does not know whether they went out.
@@ -111,6 +114,10 @@ class Flow:
         self._last: dict[object, int] = {}
         self._findings = findings
         self._journal = journal
+
+    def begin(self, last: int, connection: object) -> None:
+        """A connection brings what follows ``last``."""
+        self._last[connection] = last
 
     def take(self, number: int, connection: object = None, *, strict: bool = True) -> None:
         """A message has come.
@@ -157,12 +164,16 @@ class Stay:
     """A stay of a client on a channel, as both sides know it.
 
     :ivar visits: how often the server has been asked for this stay; each time after the first, there was a loss.
+    :ivar epochs: the visits that have not recovered what the one before had: what the server sends has no gap in one.
+    :ivar sent: the numbers of messages that the server has sent in the last epoch, by action.
     """
 
     def __init__(self, name: str, findings: Findings) -> None:
         self.name = name
         self.journal = Journal(name)
         self.visits = 0
+        self.epochs = 0
+        self.sent: Counter[str] = Counter()
         self.findings = findings
         self.flows: dict[str, Flow] = {}
 
@@ -184,6 +195,7 @@ class Plan:
     :ivar seconds: of each round, if there are no ``steps``.
     :ivar steps: things that each worker does in a round, instead.
     :ivar heartbeat: seconds of the server's ping interval and of its ping timeout.
+    :ivar patience: seconds after which what must come has not come.
     """
 
     seed: int
@@ -192,6 +204,7 @@ class Plan:
     steps: int | None = None
     workers: int = 24
     heartbeat: float = 1
+    patience: float = PATIENCE
 
 
 class Stress:
@@ -207,6 +220,7 @@ class Stress:
             ping_interval=plan.heartbeat,
             ping_timeout=plan.heartbeat,
             max_buffered_messages=400,
+            max_disconnection_duration=6 * plan.heartbeat,
         )
         self.api.connect("A", self._channel)
         self.api.connect("B", ["A"], lambda: None)
@@ -240,11 +254,16 @@ class Stress:
         stay = self._stays.get(identity["stay"]) or Stay("nobody", Findings())
         visit = stay.visits
         stay.visits += 1
-        stay.journal.note(f"server: visit {visit}")
+        if connection.recovered:
+            self.counts["connections recovered"] += 1
+        else:
+            stay.epochs += 1
+            stay.sent.clear()
+        epoch = stay.epochs
+        stay.journal.note(f"server: visit {visit}, epoch {epoch}")
         self.counts["connections"] += 1
-        if stay.visits > 1:
+        if visit:
             self.counts["losses survived"] += 1
-        downs: Counter[str] = Counter()
 
         @connection.add_filter
         async def pass_on(action: str, payload: Any, forward: Callable[[], Awaitable[None]]) -> None:
@@ -266,14 +285,17 @@ class Stress:
 
             @connection.on(down)
             async def send(count: int) -> None:
+                flow = stay.flow(down)
                 for _ in range(count):
-                    number = downs[down]
-                    downs[down] += 1
-                    await connection.send(down, visit, number)
+                    number = epoch * EPOCH + stay.sent[down]
+                    stay.sent[down] += 1
+                    flow.unsure.add(number)
+                    await connection.send(down, number)
+                    flow.unsure.discard(number)
 
             @connection.on(f"{down}?")
             def sent() -> tuple[int, int]:
-                return visit, downs[down]
+                return epoch, stay.sent[down]
 
         for talker in range(3):
             listen(talker)
@@ -286,13 +308,13 @@ class Stress:
         async def join(room: str) -> tuple[int, int]:
             async with self._emitting:
                 connection.join(room)
-                return visit, self._numbers[room]
+                return epoch, self._numbers[room]
 
         @connection.on("LEAVE")
         async def leave(room: str) -> tuple[int, int]:
             async with self._emitting:
                 connection.leave(room)
-                return visit, self._numbers[room]
+                return epoch, self._numbers[room]
 
     async def _serve(self, port: int, *, task_status: TaskStatus[Bound]) -> None:
         self._serving = anyio.CancelScope()
@@ -305,10 +327,10 @@ class Stress:
 
     async def _stop(self) -> None:
         self._serving.cancel()
-        with anyio.move_on_after(PATIENCE) as scope:
+        with anyio.move_on_after(self.plan.patience) as scope:
             await self._served.wait()
         if scope.cancelled_caught:
-            self.findings.fail("errors", f"the server has not stopped within {PATIENCE} seconds")
+            self.findings.fail("errors", f"the server has not stopped within {self.plan.patience} seconds")
 
     # -- faults
 
@@ -364,7 +386,7 @@ class Stress:
 
     async def _client(self, chance: random.Random) -> None:
         """A program with our client: it stays, switches, comes back, and may be cancelled anywhere."""
-        url = chance.choice([*(proxy.url for proxy in self._proxies), self.bound.url])
+        url = chance.choice(self._proxies).url
         transport: Any = chance.choice(["websocket", "websocket", "polling", ("polling", "websocket")])
         options: dict[str, Any] = {
             "transport": transport,
@@ -401,7 +423,7 @@ class Stress:
     async def _try_to_stay(self, client: Client, stay: Stay, chance: random.Random) -> None:
         restarts = self.restarts
         try:
-            with anyio.move_on_after(PATIENCE) as scope:
+            with anyio.move_on_after(self.plan.patience) as scope:
                 connection = await client.connect(chance.choice(["A", "B", "/n"]), {"stay": stay.name})
         except (HandshakeError, ConnectionLost) as exc:
             stay.journal.note(f"client: {exc!r}")
@@ -437,7 +459,7 @@ class Stress:
         if not abandoned and connection._core.ended is None and news.seen:
             # not those that were emitted before or after the stay
             news.next = max(news.seen) + 1
-            news.finish(stay.visits - 1, min(news.seen))
+            news.finish(stay.epochs - 1, min(news.seen))
 
     async def _visit_room(
         self, connection: Connection, stay: Stay, rooms: dict[str, Flow], chance: random.Random
@@ -445,31 +467,32 @@ class Stress:
         room = chance.choice(_ROOMS)
         flow = rooms[room]
         with contextlib.suppress(*_ENDS):
-            visit, first = await connection.call("JOIN", room)
+            epoch, first = await connection.call("JOIN", room)
             for _ in range(chance.randint(1, 20)):
                 await self._emit(room)
             left, end = await connection.call("LEAVE", room)
-            if visit == left:
+            if epoch == left:
                 self.counts["visits of rooms"] += 1
                 flow.next = end
                 wanted = set(range(first, end))
-                await self.patiently(lambda: wanted <= flow.seen or stay.visits - 1 != visit or gone(connection))
-                if stay.visits - 1 == visit and not gone(connection):
+                await self.patiently(lambda: wanted <= flow.seen or stay.epochs != epoch or gone(connection))
+                if stay.epochs == epoch and not gone(connection):
                     flow.finish(0, first)
 
     async def _emit(self, room: str | None = None) -> None:
         async with self._emitting:
             number = self._numbers[room or ""]
-            self._numbers[room or ""] += 1
-            self.counts["emits"] += 1
+            # cancelled, it has reached nobody
             if room is None:
                 await self.api.pool.emit("NEWS", number)
             else:
                 await self.api.pool.emit("ROOM", room, number, to=room)
+            self._numbers[room or ""] += 1
+            self.counts["emits"] += 1
 
     async def patiently(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition holds, or long enough."""
-        with anyio.move_on_after(PATIENCE):
+        with anyio.move_on_after(self.plan.patience):
             while not condition():  # noqa: ASYNC110 (it changes in a dozen places)
                 await anyio.sleep(0.005)
 
@@ -562,11 +585,12 @@ class Stress:
         """A peer that does not read while much is emitted to it: what it misses is what the policy has dropped."""
         policy = chance.choice(["drop-newest", "drop-newest", "drop-oldest", "latest-per-action"])
         self.counts["faults: slow readers"] += 1
-        with self._raw_stay(f"slow {policy}") as stay:
+        self._names += 1
+        with self._raw_stay(f"slow {self._names} ({policy})") as stay:
             async with joined(self.bound) as peer:
                 here = set(self.api.pool._members)
                 await peer.identify(policy, stay=stay.name)
-                await peer.expect('42["BRIGHTSOCKET:IDENTIFIED"]')
+                await peer.expect_identified()
                 new = [id for id in self.api.pool._members if id not in here]
                 mine = [id for id in new if self.api.pool._members[id][0].channel == policy]
                 if len(mine) != 1:
@@ -653,10 +677,11 @@ class Stress:
         async with anyio.create_task_group() as tg:
             self.bound = await tg.start(self._serve, 0)
             async with AsyncExitStack() as stack:
-                self._proxies = [await stack.enter_async_context(proxied(self.bound)) for _ in range(4)]
+                self._proxies = [await stack.enter_async_context(proxied(self.bound)) for _ in range(5)]
                 async with anyio.create_task_group() as faults:
                     faults.cancel_scope.deadline = anyio.current_time() + seconds
-                    for proxy in self._proxies:
+                    # one has fair weather only: it is where a server that has restarted is found again
+                    for proxy in self._proxies[1:]:
                         faults.start_soon(self._weather, proxy, random.Random(chance.random()))
                     faults.start_soon(self._restart, tg, random.Random(chance.random()))
                     chances = [random.Random(chance.random()) for _ in range(workers)]
@@ -668,15 +693,20 @@ class Stress:
         self, chances: list[random.Random], steps: int | None, seconds: float, faults: anyio.CancelScope
     ) -> None:
         end = anyio.current_time() + seconds
-        with anyio.move_on_after(seconds + 3 * PATIENCE) as scope:
+        async with anyio.create_task_group() as watching:
+            watching.start_soon(self._cut_short, watching.cancel_scope, seconds + 2 * self.plan.patience)
             async with anyio.create_task_group() as working:
                 for each in chances:
                     working.start_soon(self._work, each, steps, end)
-        if scope.cancelled_caught:
-            alive = "\n".join(str(stay.journal) for stay in self._stays.values())
-            self.findings.fail("errors", f"workers hang:\n{alive}")
+            watching.cancel_scope.cancel()
         faults.cancel()
         self._worked.set()
+
+    async def _cut_short(self, scope: anyio.CancelScope, seconds: float) -> None:
+        await anyio.sleep(seconds)
+        alive = "\n".join(str(stay.journal) for stay in self._stays.values())
+        self.findings.fail("errors", f"workers hang:\n{alive}\n{stacks()}")
+        scope.cancel()
 
     async def _work(self, chance: random.Random, steps: int | None, end: float) -> None:
         done = 0
@@ -693,7 +723,7 @@ class Stress:
 
     async def at_rest(self, before: Counter[str] | None) -> Counter[str]:
         """Wait until nothing is alive but what was before; the first time, until no session is."""
-        deadline = anyio.current_time() + PATIENCE / 2
+        deadline = anyio.current_time() + self.plan.patience / 2
         while True:
             counts = census()
             left = counts - before if before is not None else Counter({"Session": counts["Session"]})
@@ -735,19 +765,20 @@ class _Talker:
         self._stay = stay
         self._up, self._down = f"UP{number}", f"DOWN{number}"
         self._ups, self._downs = stay.flow(self._up), stay.flow(self._down)
-        #: what each of the server's connections has sent; a number of its own for each message of each visit
+        #: how much has come of each epoch
         self._heard: Counter[int] = Counter()
         connection.on(self._down)(self._take)
 
-    def _take(self, visit: int, number: int) -> None:
-        if number == 0 and visit < max(self._heard, default=0):
-            self._stress.findings.fail("disorder", f"{self._downs.name}: visit {visit} begins late", self._stay.journal)
-        if self._heard[visit] == 0 and number != 0:
-            self._stress.findings.fail(
-                "gaps", f"{self._downs.name}: visit {visit} begins with {number}", self._stay.journal
-            )
-        self._downs.take(visit * 10**9 + number, visit)
-        self._heard[visit] = max(self._heard[visit], number + 1)
+    def _take(self, number: int) -> None:
+        epoch = number // EPOCH
+        if self._heard[epoch] == 0:
+            # as if what is before the first one had come
+            self._downs.begin(epoch * EPOCH - 1, epoch)
+            if epoch < max(self._heard, default=0):
+                text = f"{self._downs.name}: epoch {epoch} begins late"
+                self._stress.findings.fail("disorder", text, self._stay.journal)
+        self._downs.take(number, epoch)
+        self._heard[epoch] = number % EPOCH + 1
 
     async def run(self, chance: random.Random, settle: bool) -> None:
         try:
@@ -830,16 +861,14 @@ class _Talker:
         try:
             async with self._connection.receive(self._down) as stream:
                 await self._connection.send(self._down, 600)
-                last: dict[int, int] = {}
+                stream_of = Flow(f"{self._downs.name}, by stream", self._stress.findings, self._stay.journal)
+                stream_of.unsure = self._downs.unsure
                 for _ in range(chance.randint(0, 60)):
                     with anyio.move_on_after(0.5) as scope:
-                        visit, number = await stream.receive()
+                        number = await stream.receive()
                     if scope.cancelled_caught:
                         break
-                    if visit in last and number != last[visit] + 1:
-                        text = f"{self._downs.name}: a stream gave {number} after {last[visit]}"
-                        self._stress.findings.fail("gaps", text, self._stay.journal)
-                    last[visit] = number
+                    stream_of.take(number, number // EPOCH)
                     await anyio.sleep(chance.uniform(0, 0.01))
         except _ENDS as exc:
             await self._after(exc)
@@ -863,6 +892,8 @@ class _Talker:
                 break
             if stay.visits == visits and not gone(self._connection):
                 break
+        else:
+            raise _Over("it never settled")
         if gone(self._connection):
             raise _Over("while it settled")
         # one that was lost with its session is a hole, and so is the end of what did not arrive for no reason
@@ -870,19 +901,34 @@ class _Talker:
         for _ in range(100):
             if (answer := await self._ask(f"{self._down}?")) is None:
                 continue
-            visit, count = answer
+            epoch, count = answer
+            # the last ones may have been cut off before they were sent
+            while count and epoch * EPOCH + count - 1 in self._downs.unsure:
+                count -= 1
 
-            def heard(visit: int = visit, count: int = count) -> bool:
-                return self._heard[visit] >= count or stay.visits - 1 != visit or gone(self._connection)
+            def heard(epoch: int = epoch, count: int = count) -> bool:
+                return self._heard[epoch] >= count or stay.epochs != epoch or gone(self._connection)
 
             await self._stress.patiently(heard)
-            if self._heard[visit] >= count:
+            if self._heard[epoch] >= count:
                 return
-            if stay.visits - 1 == visit and not gone(self._connection):
-                text = f"{self._downs.name}: {self._heard[visit]} of {count} of visit {visit} have come"
+            if stay.epochs == epoch and not gone(self._connection):
+                text = f"{self._downs.name}: {self._heard[epoch]} of {count} of epoch {epoch} have come"
                 self._stress.findings.fail("gaps", text, stay.journal)
                 return
         raise _Over("it never settled")
+
+
+def stacks() -> str:
+    """Where each task of the loop waits."""
+    lines = []
+    for task in anyio.get_running_tasks():
+        lines.append(f"  task {task.name}")
+        awaited: Any = task.coro
+        while awaited is not None and (frame := getattr(awaited, "cr_frame", getattr(awaited, "ag_frame", None))):
+            lines.append(f"    {frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}")
+            awaited = getattr(awaited, "cr_await", getattr(awaited, "ag_await", None))
+    return "\n".join(lines)
 
 
 def gone(connection: Connection) -> bool:
@@ -896,8 +942,10 @@ def hear(stay: Stay, messages: list[str]) -> None:
         if message in ("2", "3", "6"):
             continue
         assert message.startswith("42["), message
-        name, *numbers = json.loads(message[2:])
-        stay.flow(name).take(numbers[-1])
+        name, number, *_ = json.loads(message[2:])
+        if name == "BRIGHTSOCKET:CLOSED":
+            raise anyio.EndOfStream(number)
+        stay.flow(name).take(number)
 
 
 def _bytes_of(number: int) -> bytes:

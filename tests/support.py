@@ -197,6 +197,12 @@ class Raw:
             received = await self.receive()
             assert received == each, f"{received!r}, not {each!r}"
 
+    async def expect_identified(self) -> None:
+        """The next message lets this peer in, whatever it says for a later recovery."""
+        message = str(await self.receive())
+        assert message.startswith("42"), message
+        assert json.loads(message[2:])[0] == "BRIGHTSOCKET:IDENTIFIED"
+
     async def expect_event(self, name: str, *args: Any) -> None:
         """The next message is this EVENT on the main namespace."""
         message = await self.receive()
@@ -305,5 +311,5 @@ async def identified(
     """A raw peer that has been let into a channel."""
     async with joined(bound, eio=eio) as peer:
         await peer.identify(channel, **identity)
-        await peer.expect('42["BRIGHTSOCKET:IDENTIFIED"]')
+        await peer.expect_identified()
         yield peer

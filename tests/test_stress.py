@@ -28,7 +28,7 @@ def test_everything_at_once(loop: str, fixed: bool, seed: int, caplog: pytest.Lo
     caplog.set_level(logging.ERROR, "brightsocket_anyio")
     seed = FIXED if fixed else seed
     print(f"replay with --seed={seed}")
-    findings = run(Plan(seed, rounds=1, steps=2, seconds=2, workers=8, heartbeat=0.4), loop)
+    findings = run(Plan(seed, rounds=1, steps=2, seconds=2, workers=8, heartbeat=0.4, patience=20), loop)
     assert not findings.failures, "\n".join(findings.texts)
     assert findings.counts["messages"] > 100
     assert findings.counts["stays"]

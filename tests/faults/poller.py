@@ -90,7 +90,8 @@ class Poller:
         await self.join()
         await self.event("BRIGHTSOCKET:IDENTIFY", {"BRIGHTSOCKET:CHANNEL": channel, **identity})
         answer, *rest = await self.get()
-        assert answer == '42["BRIGHTSOCKET:IDENTIFIED"]'
+        assert answer.startswith("42"), answer
+        assert json.loads(answer[2:])[0] == "BRIGHTSOCKET:IDENTIFIED"
         return rest
 
     @asynccontextmanager

@@ -6,6 +6,9 @@
 const generation = process.env.SOCKETIO;
 const http = require('http').createServer();
 const options = { pingInterval: 25000, pingTimeout: 20000 };
+if (process.env.RECOVERY) {
+  Object.assign(options, { connectionStateRecovery: { maxDisconnectionDuration: 120000 }, pingInterval: 500, pingTimeout: 500 });
+}
 const socketIo = require(`socket.io-${generation}`);
 const io = generation >= '3' ? new socketIo.Server(http, options) : socketIo(http, options);
 
@@ -49,6 +52,19 @@ function serve(socket) {
   socket.on('TRANSPORT', (answer) => answer(socket.conn.transport.name));
   socket.on('END_ME', () => { socket.emit('LAST', 1); socket.disconnect(); });
   socket.on('END_US', () => { socket.emit('LAST', 1); socket.disconnect(true); });
+
+  // connection state recovery, of Socket.IO 4.6 and newer
+  const number = (count) => {
+    for (let i = 0; i < count; i += 1) {
+      io.of(socket.nsp.name).to(socket.id).emit('NUMBER', socket.data.next || 0, socket.data.next % 2 ? Buffer.from([1, 2]) : null);
+      socket.data.next = (socket.data.next || 0) + 1;
+    }
+  };
+  socket.on('NUMBER_ME', number);
+  socket.on('NUMBER_ME_WHEN_LOST', (count, answer) => {
+    socket.once('disconnect', () => { number(count); console.log('"lost"'); });
+    answer();
+  });
 
   // Socket.IO 4
   socket.on('ASK_ME_IN_TIME', (milliseconds) => {
