@@ -67,11 +67,13 @@ class Proxy:
     async def _pass_on(self, source: anyio.abc.ByteStream, sink: anyio.abc.ByteStream, both: anyio.CancelScope) -> None:
         with contextlib.suppress(*_GONE):
             async for data in source:
-                for start in range(0, len(data), self.chunk):
+                while data:
                     await self._flowing.wait()
                     if self.delay:
                         await anyio.sleep(self.delay)
-                    await sink.send(data[start : start + self.chunk])
+                    # what it is now: it may have changed in the middle of what one read has brought
+                    chunk, data = data[: self.chunk], data[self.chunk :]
+                    await sink.send(chunk)
         both.cancel()
 
 

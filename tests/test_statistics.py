@@ -141,7 +141,7 @@ async def test_records_say_whose_they_are(caplog: pytest.LogCaptureFixture) -> N
     records = {record.getMessage(): vars(record) for record in caplog.records}
     failed = next(record for message, record in records.items() if "has failed" in message)
     assert (failed["session"], failed["channel"]) == (f"{sid[:4]}…", "OPEN")
-    ended = next(record for message, record in records.items() if "ended" in message)
+    ended = next(record for message, record in records.items() if "ended:" in message)
     assert (ended["session"], ended["channel"]) == (f"{sid[:4]}…", None)
     assert sid not in caplog.text
     assert all("business" not in record.getMessage() for record in caplog.records if record.levelname != "DEBUG")
