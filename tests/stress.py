@@ -28,6 +28,7 @@ import anyio
 import httpx
 from anyio.abc import TaskGroup, TaskStatus
 from anyio.lowlevel import checkpoint
+from websockets.exceptions import InvalidHandshake
 
 from brightsocket_anyio import (
     Bound,
@@ -228,7 +229,8 @@ class Stress:
         for policy in ("drop-newest", "drop-oldest", "latest-per-action"):
             self.api.connect(policy, (), self._bulk, slow_consumer=policy, max_buffered_messages=8)
         self.bound: Bound
-        self.restarts = 0
+        self._restarts = 0
+        self._restarting = False
         self._names = 0
         self._stays: dict[str, Stay] = {}
         self._proxies: list[Proxy] = []
@@ -338,13 +340,20 @@ class Stress:
         while True:
             await anyio.sleep(chance.uniform(4, 16) * self.plan.heartbeat)
             self.counts["faults: restarts"] += 1
-            self.restarts += 1
+            self._restarts += 1
+            self._restarting = True
             with anyio.CancelScope(shield=True):
                 await self._stop()
                 await anyio.sleep(chance.uniform(0, 0.2))
                 self.bound = await tg.start(self._serve, 0)
                 for proxy in self._proxies:
                     proxy.target = address_of(self.bound)
+            self._restarting = False
+
+    def _expecting_restarts(self) -> Callable[[], bool]:
+        """Tells later whether the server has been about to go, or has gone, since now."""
+        restarts, restarting = self._restarts, self._restarting
+        return lambda: restarting or restarts != self._restarts
 
     async def _weather(self, proxy: Proxy, chance: random.Random) -> None:
         """What a proxy does to its connections, one thing after the other."""
@@ -421,7 +430,7 @@ class Stress:
                     self.counts[f"stays ended: {end}"] += 1
 
     async def _try_to_stay(self, client: Client, stay: Stay, chance: random.Random) -> None:
-        restarts = self.restarts
+        has_restarted = self._expecting_restarts()
         try:
             with anyio.move_on_after(self.plan.patience) as scope:
                 connection = await client.connect(chance.choice(["A", "B", "/n"]), {"stay": stay.name})
@@ -432,7 +441,7 @@ class Stress:
             return
         except ChannelRefused as exc:
             # a draining server refuses whoever has not been let in
-            if restarts == self.restarts:
+            if not has_restarted():
                 self.findings.fail("errors", f"{stay.name}: {exc!r}", stay.journal)
             self.counts["connects failed"] += 1
             return
@@ -537,12 +546,12 @@ class Stress:
         """A peer without a proxy has no losses but a restart, or the end of a session that was too slow."""
         stay = Stay(name, self.findings)
         self._stays[name] = stay
-        restarts = self.restarts
+        has_restarted = self._expecting_restarts()
         try:
             yield stay
-        except AssertionError:
+        except (AssertionError, InvalidHandshake):
             # what a server says when it goes, or that has never heard of the session
-            if restarts == self.restarts:
+            if not has_restarted():
                 raise
         except TimeoutError as exc:
             self.findings.fail("errors", f"{name} waits in vain: {exc!r}\n{traceback.format_exc()}", stay.journal)
@@ -622,7 +631,7 @@ class Stress:
             await self._abuse_by(abuse, eio, host, port, chance)
         except TimeoutError:
             self.findings.fail("errors", f"{abuse} (EIO {eio}) waits in vain:\n{traceback.format_exc()}")
-        except (*_ENDS, OSError, AssertionError, httpx.TransportError):
+        except (*_ENDS, OSError, AssertionError, InvalidHandshake, httpx.TransportError):
             self.counts["raw peers cut off"] += 1
 
     async def _abuse_by(self, abuse: str, eio: int, host: str, port: int, chance: random.Random) -> None:
@@ -676,6 +685,7 @@ class Stress:
         self._dropped.clear()
         async with anyio.create_task_group() as tg:
             self.bound = await tg.start(self._serve, 0)
+            self._restarting = False
             async with AsyncExitStack() as stack:
                 self._proxies = [await stack.enter_async_context(proxied(self.bound)) for _ in range(5)]
                 async with anyio.create_task_group() as faults:
