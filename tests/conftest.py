@@ -8,6 +8,8 @@ import pytest
 import trio.testing
 from hypothesis import HealthCheck, settings
 
+from tests import leaks
+
 LOOPS = ("asyncio", "asyncio+uvloop", "trio")
 MOCK_CLOCK = "trio+mock_clock"
 
@@ -21,6 +23,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--loop", choices=LOOPS, help="run on this event loop only; the default is all three")
     parser.addoption("--full", action="store_true", help="run the tests of load at their full size")
     parser.addoption("--seed", type=int, help="replay the stress run with this seed; the default is a new one")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(leaks, "leaks")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -89,7 +89,11 @@ class Poller:
         """Enter a channel; returns what came together with the answer."""
         await self.join()
         await self.event("BRIGHTSOCKET:IDENTIFY", {"BRIGHTSOCKET:CHANNEL": channel, **identity})
-        answer, *rest = await self.get()
+        packets = await self.get()
+        while packets[0] == "2":
+            await self.post("3")
+            packets = packets[1:] or await self.get()
+        answer, *rest = packets
         assert answer.startswith("42"), answer
         assert json.loads(answer[2:])[0] == "BRIGHTSOCKET:IDENTIFIED"
         return rest
