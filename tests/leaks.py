@@ -46,8 +46,10 @@ OURS: tuple[type, ...] = (
     TrioWebSocketTransport,
 )
 
-#: checkpoints that a task which has been cancelled may take to end, and a socket that has been closed to be gone
-_LAST_STEPS = 10
+#: checkpoints that a task which has been cancelled may take to end, and what a fixture has begun may take to start
+_STEPS = 10
+#: seconds that a thread may take to end once it has nothing to do any more
+_LAST_SECONDS = 5
 
 _FAILED: pytest.StashKey[bool] = pytest.StashKey()
 
@@ -106,7 +108,10 @@ class Census:
 
     def others(self) -> list[str]:
         """Descriptors, threads and child processes that have come since."""
-        found = [f"{each.name}, a thread" for each in _threads() if each not in self._threads]
+        threads = [each for each in _threads() if each not in self._threads]
+        for thread in threads:
+            thread.join(_LAST_SECONDS / len(threads))
+        found = [f"{each.name}, a thread" for each in threads if each.is_alive()]
         for child in _children() - self._children:
             with contextlib.suppress(OSError):
                 found.append(f"process {child} ({Path(f'/proc/{child}/comm').read_text().strip()})")
@@ -170,12 +175,17 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
 def _leaving_no_tasks(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     @functools.wraps(test)
     async def checked(*args: Any, **kwargs: Any) -> None:
+        await _take_steps()
         before = {task.id for task in anyio.get_running_tasks()}
         await test(*args, **kwargs)
-        for _ in range(_LAST_STEPS):
-            await anyio.lowlevel.checkpoint()
+        await _take_steps()
         left = [str(task.name) for task in anyio.get_running_tasks() if task.id not in before]
         if left:
             pytest.fail(f"it has left tasks behind: {', '.join(left)}", pytrace=False)
 
     return checked
+
+
+async def _take_steps() -> None:
+    for _ in range(_STEPS):
+        await anyio.lowlevel.checkpoint()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from copy import copy
 from typing import Any, Literal
 
 import anyio
@@ -146,7 +147,8 @@ class TestTransport:
     @pytest.mark.parametrize("error", ERRORS)
     async def test_a_send_that_fails(self, error: Exception) -> None:
         server = FakeServer()
-        server.error = error
+        # one of its own, whose traceback ends with the test
+        server.error = copy(error)
         transport = server.transport()
         for operation in (lambda: transport.send([HELLO]), lambda: transport.send([HELLO]), transport.receive):
             with pytest.raises(ConnectionLost, match=str(error)) as caught:
@@ -237,7 +239,8 @@ class TestTransport:
     @pytest.mark.parametrize("error", ERRORS)
     async def test_close_when_the_server_has_closed_it(self, error: Exception) -> None:
         server = FakeServer()
-        server.error = error
+        # one of its own, whose traceback ends with the test
+        server.error = copy(error)
         await server.transport().aclose()
 
     @pytest.mark.mock_clock
