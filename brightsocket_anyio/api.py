@@ -90,6 +90,8 @@ class Brightsocket:
         self._statistics = Statistics()
         self.pool: Pool = Pool(self._settings, overloaded, self._statistics)
         self._channels = Channels(self._settings)
+        #: every run, and of these the ones that requests come to by ASGI
+        self._servers: list[Server] = []
         self._running: list[Server] = []
         self._front_door = FrontDoor(
             self._settings, app, lambda: self._running[-1] if self._running else None, self.running
@@ -161,9 +163,16 @@ class Brightsocket:
             finally:
                 self._running.remove(server)
 
-    def _server(self) -> Server:
+    @asynccontextmanager
+    async def _server(self) -> AsyncGenerator[Server]:
         offer_metrics(self._statistics)
-        return Server(self._channels, self._settings, self.pool, self._app, self._authorize, self._statistics)
+        run = Server(self._channels, self._settings, self.pool, self._app, self._authorize, self._statistics)
+        self._servers.append(run)
+        try:
+            async with run as server:
+                yield server
+        finally:
+            self._servers.remove(run)
 
     def statistics(self) -> Statistics:
         """What the API has done so far, and what there is now: a snapshot.
@@ -176,9 +185,11 @@ class Brightsocket:
         """Take no new session, tell every client that the server goes away, and end the sessions. For a host to call.
 
         Clients get a bare close, after which they come back. Returns when every session has ended. An ASGI server that
-        waits for its connections before it ends the lifespan (hypercorn, from Python 3.12 on) needs this to stop.
+        waits for its connections before it ends the lifespan (hypercorn, from Python 3.12 on) needs this to stop;
+        :meth:`serve` accepts no more connections, and goes on until it is cancelled. Cancelled, the drain that has
+        begun goes on.
         """
-        for server in list(self._running):
+        for server in list(self._servers):
             await server.drain()
 
     async def serve(

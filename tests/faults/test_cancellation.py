@@ -11,12 +11,13 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from brightsocket_anyio import Brightsocket, Client, Connection, open_client
+from brightsocket_anyio import Brightsocket, Client, Connection, ConnectionLost, open_client
 
 from ..support import PATIENCE, census, serving_in_memory, until
 
 #: more checkpoints than any operation here has
-MANY = 60
+MANY = 300
+TRANSPORTS = pytest.mark.parametrize("transport", ["websocket", "polling"])
 
 
 class Cancelling:
@@ -59,8 +60,9 @@ class Cancelling:
 class Place:
     """A server, and what its channel has seen."""
 
-    def __init__(self) -> None:
-        self.api = Brightsocket(close_timeout=1)
+    def __init__(self, transport: Any = "websocket", **settings: Any) -> None:
+        self.api = Brightsocket(close_timeout=1, **settings)
+        self.transport = transport
         self.seen: list[Any] = []
         self.api.connect("WORK", self._work)
 
@@ -79,11 +81,11 @@ class Place:
             await connection.send("TOLD", value)
 
     @asynccontextmanager
-    async def client(self) -> AsyncGenerator[Client]:
+    async def client(self, **options: Any) -> AsyncGenerator[Client]:
         async with (
             serving_in_memory(self.api) as listener,
             listener.http() as http,
-            open_client("http://memory", http=http, close_timeout=1) as client,
+            open_client("http://memory", http=http, close_timeout=1, transport=self.transport, **options) as client,
         ):
             yield client
 
@@ -112,8 +114,9 @@ async def at_each_checkpoint(act: Callable[[int], Awaitable[bool]]) -> None:
     raise AssertionError("too many checkpoints")
 
 
-async def test_connect() -> None:
-    place = Place()
+@TRANSPORTS
+async def test_connect(transport: str) -> None:
+    place = Place(transport)
 
     async def act(at: int) -> bool:
         cancelling = Cancelling(at)
@@ -127,8 +130,9 @@ async def test_connect() -> None:
     await at_each_checkpoint(act)
 
 
-async def test_connect_as_a_switch() -> None:
-    place = Place()
+@TRANSPORTS
+async def test_connect_as_a_switch(transport: str) -> None:
+    place = Place(transport)
 
     async def act(at: int) -> bool:
         cancelling = Cancelling(at)
@@ -145,10 +149,11 @@ async def test_connect_as_a_switch() -> None:
     await at_each_checkpoint(act)
 
 
+@TRANSPORTS
 @pytest.mark.parametrize("payload", [["text"], [b"one", {"and": b"another"}]], ids=["text", "binary"])
-async def test_send(payload: list[Any]) -> None:
+async def test_send(payload: list[Any], transport: str) -> None:
     """The message is seen whole, or not at all; the ones before and after it are not touched."""
-    place = Place()
+    place = Place(transport)
 
     async def act(at: int) -> bool:
         cancelling = Cancelling(at)
@@ -200,8 +205,9 @@ async def test_send_while_the_buffer_is_full() -> None:
         assert seen == [(number, b"%d" % number) for number in [*sent, 100]]
 
 
-async def test_call() -> None:
-    place = Place()
+@TRANSPORTS
+async def test_call(transport: str) -> None:
+    place = Place(transport)
 
     async def act(at: int) -> bool:
         cancelling = Cancelling(at)
@@ -314,5 +320,93 @@ async def test_open_client_itself() -> None:
             await cancelling.run(operation)
             await until(lambda: len(place.api.pool) == 0)
         return cancelling.waits < at
+
+    await at_each_checkpoint(act)
+
+
+async def test_drain() -> None:
+    """A cancelled drain has been begun, and goes on; who waits for it again sees its end."""
+    place = Place()
+
+    async def act(at: int) -> bool:
+        cancelling = Cancelling(at)
+        async with place.client(reconnection=False) as client:
+            connection = await client.connect("WORK")
+            await cancelling.run(place.api.drain)
+            with anyio.fail_after(PATIENCE):
+                await place.api.drain()
+                with pytest.raises(ConnectionLost, match="shutting down"):
+                    await connection.call("ECHO", 1)
+        assert len(place.api.pool) == 0
+        return cancelling.waits < at
+
+    await at_each_checkpoint(act)
+
+
+async def _leave_by_cancellation(client: Client, scope: anyio.CancelScope) -> None:
+    scope.cancel()
+
+
+async def _leave_by_disconnect(client: Client, scope: anyio.CancelScope) -> None:
+    await client.disconnect()
+
+
+async def _leave_by_switch(client: Client, scope: anyio.CancelScope) -> None:
+    connection = await client.connect("WORK")
+    assert await connection.call("ECHO", "there") == "there"
+
+
+Leave = Callable[[Client, anyio.CancelScope], Awaitable[None]]
+LEAVING = pytest.mark.parametrize("leave", [_leave_by_cancellation, _leave_by_disconnect, _leave_by_switch])
+
+
+async def _leave_after(
+    place: Place, steps: int, leave: Leave, begin: Callable[[Connection], None], **options: Any
+) -> bool:
+    """Connect, begin something that goes on by itself, and leave so many checkpoints later.
+
+    :returns: whether the client had its session and transport for good by then.
+    """
+    done = False
+    with anyio.CancelScope() as scope:
+        async with place.client(**options) as client:
+            connection = await client.connect("WORK")
+            first = connection._core.session
+            begin(connection)
+            for _ in range(steps):
+                await checkpoint()
+            session = connection._core.session
+            changed = session is not first if place.transport == "websocket" else connection.transport == "websocket"
+            done = client.state == "connected" and changed
+            with anyio.fail_after(PATIENCE):
+                await leave(client, scope)
+                await checkpoint()
+    await until(lambda: len(place.api.pool) == 0)
+    return done
+
+
+def _cut(connection: Connection) -> None:
+    connection._core.session.end("transport error", "cut", flush=False)
+
+
+@LEAVING
+@pytest.mark.parametrize("window", [None, 60], ids=["new", "recovering"])
+async def test_leaving_while_the_client_comes_back(leave: Leave, window: float | None) -> None:
+    """In its pause, while it dials, before it is let in again: it comes back no more, and the pool is empty."""
+    place = Place(max_disconnection_duration=window)
+    options = {"reconnection_delay": 0.0001, "reconnection_delay_max": 0.0001}
+
+    async def act(at: int) -> bool:
+        return await _leave_after(place, at, leave, _cut, **options)
+
+    await at_each_checkpoint(act)
+
+
+@LEAVING
+async def test_leaving_while_the_transport_changes(leave: Leave) -> None:
+    place = Place(("polling", "websocket"))
+
+    async def act(at: int) -> bool:
+        return await _leave_after(place, at, leave, lambda connection: None)
 
     await at_each_checkpoint(act)
