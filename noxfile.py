@@ -130,7 +130,7 @@ def stress(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """Let atheris look for bytes that our parsers fail on; ``-- 600 http``: for 600 seconds, at one target."""
     install(session, "test", "fuzz")
-    seconds, *names = session.posargs or ["8"]
+    seconds, *names = session.posargs or ["5"]
     targets = ["packets", "payloads", "json_text", "socketio_packets", "sessions", "http", "websocket", "polling"]
     for name in names or targets:
         session.run("python", "-m", "tests.fuzz", name, f"-max_total_time={seconds}", "-print_final_stats=1")
