@@ -27,7 +27,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = CI
-nox.options.sessions = ["lint", "types", "docs", "interop", "tests"]
+nox.options.sessions = ["lint", "types", "docs", "fuzz", "interop", "tests"]
 
 
 def install(session: nox.Session, *groups: str, editable: bool = True) -> None:
@@ -126,7 +126,7 @@ def stress(session: nox.Session) -> None:
     session.run("python", "-m", "tests.stress", *session.posargs)
 
 
-@nox.session(default=False)
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """Let atheris look for bytes that our parsers fail on; ``-- 600 http``: for 600 seconds, at one target."""
     install(session, "test", "fuzz")

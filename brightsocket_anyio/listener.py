@@ -25,6 +25,7 @@ import h11
 from anyio.streams.stapled import MultiListener
 from anyio.streams.tls import TLSAttribute, TLSListener
 from websockets.datastructures import Headers
+from websockets.exceptions import InvalidHeader
 from websockets.extensions.permessage_deflate import enable_server_permessage_deflate
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
@@ -421,7 +422,10 @@ class _Connection:
         }
 
     async def _upgrade(self, request: h11.Request, scope: Scope) -> None:
-        headers = Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers])
+        try:
+            headers = Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers])
+        except InvalidHeader as exc:  # websockets is stricter than h11
+            raise _BadRequest(400, f"a header has characters that none may have: {exc.name}") from exc
         compression = self.service.settings.compression
         handshake = ServerProtocol(extensions=enable_server_permessage_deflate(None) if compression else None)
         version = f"HTTP/{request.http_version.decode()}"

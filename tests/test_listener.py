@@ -473,7 +473,7 @@ async def test_a_body_after_the_end(caplog: pytest.LogCaptureFixture) -> None:
     assert "outside of a response" in caplog.text
 
 
-# -- bad requests (FAULTS.md)
+# -- bad requests
 
 BAD_REQUESTS = {
     "not HTTP": (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", 400),
@@ -490,6 +490,10 @@ BAD_REQUESTS = {
         400,
     ),
     "a length that is none": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
+    "a control character in a handshake": (
+        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: \x1f\r\n\r\n",
+        400,
+    ),
     "a chunk that is none": (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nz\r\n", 400),
 }
 

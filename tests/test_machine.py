@@ -3,6 +3,7 @@ channel at a time, and one's functions are over before the next one's begin."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -65,6 +66,7 @@ class World:
 
     def __init__(self) -> None:
         self.actors: dict[str, Actor] = {}
+        self.strangers: dict[str, Actor] = {}
         self.wrong: list[str] = []
         self.api = Brightsocket(close_timeout=1, max_disconnection_duration=60)
         self.api.connect("ONE", self._channel)
@@ -79,7 +81,8 @@ class World:
         self._ended = anyio.Event()
 
     async def _channel(self, connection: Connection, identity: dict[str, Any]) -> None:
-        actor = self.actors.get(identity["name"]) or Actor("nobody")
+        name = identity["name"]
+        actor = self.actors.get(name) or self.strangers.get(name) or Actor("nobody")
         if actor.inside:
             self.wrong.append(f"{actor.name} enters {connection.channel} and is in {actor.inside}")
         actor.inside.append(connection.channel)
@@ -91,7 +94,7 @@ class World:
         finally:
             with anyio.CancelScope(shield=True):
                 # what a function has to put in order takes its time
-                for _ in range(5):
+                for _ in range(50):
                     await checkpoint()
             actor.inside.remove(connection.channel)
 
@@ -225,6 +228,20 @@ class World:
                         await peer.vanish()
                     await poller.post("1")
 
+    async def switch_and_vanish(self, eio: int, channels: list[str]) -> None:
+        """A stock client goes from channel to channel on one session, sometimes without waiting to be let in."""
+        actor = self.strangers["a stranger"] = Actor("a stranger")
+        async with joined(self._bound, eio=eio) as peer:
+            for channel in channels:
+                await peer.identify(channel, name=actor.name)
+            for channel in channels:
+                await peer.identify(channel, name=actor.name)
+                while json.loads(str(await peer.receive())[2:])[0] != "BRIGHTSOCKET:IDENTIFIED":
+                    pass
+            await until(lambda: actor.inside == [channels[-1]])
+            await peer.vanish()
+        await until(lambda: not actor.inside)
+
     async def emit(self, room: str) -> None:
         """Whoever is in a room hears it, and nobody else."""
         await self.check()
@@ -338,6 +355,13 @@ class Machine(RuleBasedStateMachine):
     def come_and_vanish(self, eio: int, stage: str) -> None:
         self.do(self.world.come_and_vanish, eio, stage)
 
+    @rule(
+        eio=st.sampled_from([3, 4]),
+        channels=st.lists(st.sampled_from([each for each in CHANNELS if each[0] != "/"]), min_size=1, max_size=4),
+    )
+    def switch_and_vanish(self, eio: int, channels: list[str]) -> None:
+        self.do(self.world.switch_and_vanish, eio, channels)
+
     @rule(room=st.sampled_from(["everybody", *CHANNELS]))
     def emit(self, room: str) -> None:
         self.do(self.world.emit, room)
@@ -364,5 +388,5 @@ def test_a_client_is_on_one_channel_at_a_time(loop: str) -> None:
     class OnLoop(Machine):
         backend = BACKENDS[loop]
 
-    examples = getattr(settings.default, "max_examples", 100) // 12
+    examples = getattr(settings.default, "max_examples", 100) // 4
     run_state_machine_as_test(OnLoop, settings=settings(max_examples=examples, stateful_step_count=15))
