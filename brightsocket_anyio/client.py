@@ -516,7 +516,8 @@ class _Stay:
 
     @property
     def full(self) -> bool:
-        return self.core is not None and self.core.inbox.full
+        # before it is let in, a client that comes back must read on to be let in: its tasks may wait for that
+        return self.core is not None and self.core.accepted and self.core.inbox.full
 
     @property
     def calling(self) -> bool:

@@ -378,7 +378,11 @@ class Session:
         :param sender: whose unit it is: one that :meth:`make_room` may take out again, and that is among the
             :attr:`unsent` if the session ends before.
         """
-        return self._outbox.offer(unit, sender)
+        taken = self._outbox.offer(unit, sender)
+        if not taken and self._cause is not None:
+            # it is about to end: there may be room again before that, but what comes then would follow a gap
+            self._outbox.shut()
+        return taken
 
     def make_room(self, unit: Unit, may_go: Callable[[object], bool]) -> int:
         """Take the oldest units whose sender may go out of the buffer again, as many as have to for a new one; none if

@@ -644,3 +644,27 @@ async def test_nothing_is_left_of_the_sessions_before() -> None:
                 await until(lambda: census()["Session"] == 2)
                 before = census()
         await nothing_is_left(desk, before or Counter())
+
+
+@pytest.mark.parametrize("transport", ["websocket", "polling"])
+@pytest.mark.parametrize("window", [None, 60])
+async def test_full_receivers_do_not_keep_it_from_coming_back(transport: Any, window: float | None) -> None:
+    """Who reads them may have something to send first, which waits until the client is let in again."""
+    desk = Desk(max_disconnection_duration=window)
+    options: Any = {**QUICK, "transport": transport, "max_buffered_messages": 2}
+    async with serving(desk.api) as bound, open_client(bound.url, **options) as client:
+        connection = await client.connect("DESK")
+        async with connection.receive("NEWS") as news:
+            for number in range(10):
+                await desk.api.pool.emit("NEWS", number)
+            await until(lambda: connection._core.inbox.full)
+            # it does not read, so it would notice a cut at its next heartbeat only
+            connection._core.session.end("transport error", "cut", flush=False)
+            await until(lambda: client.state == "reconnecting")
+            with anyio.fail_after(PATIENCE):
+                for number in range(5):
+                    await connection.send("SAY", number)
+                await until(lambda: desk.said == list(range(5)))
+                # what had come before the loss at least, and all of it where that is recovered
+                got = [await news.receive() for _ in range(10 if window else 4)]
+        assert got == list(range(len(got)))

@@ -230,6 +230,37 @@ async def test_nothing_comes_after_what_a_client_was_too_slow_for() -> None:
         assert len(received) < sent
 
 
+@pytest.mark.mock_clock
+async def test_nothing_comes_after_it_when_the_server_is_about_to_go_either() -> None:
+    api = Brightsocket(max_buffered_messages=5, grace=10, close_timeout=10, ping_interval=1000)
+
+    @api.connect("A")
+    async def leisurely(connection: Connection) -> None:
+        @connection.on("WORK")
+        async def work() -> None:
+            await anyio.sleep(5)
+
+    async with (
+        serving_in_memory(api, capacity=2) as bound,
+        identified(bound, "A") as peer,
+        anyio.create_task_group() as tg,
+    ):
+        await peer.event("WORK")
+        await anyio.wait_all_tasks_blocked()
+        tg.start_soon(api.drain)
+        await anyio.wait_all_tasks_blocked()
+        sent = 0
+        while await api.pool.emit("N", sent):
+            sent += 1
+        peer_stops = anyio.current_time() + 4
+        received = [await peer.receive()]
+        while anyio.current_time() < peer_stops:
+            await anyio.sleep(0.1)
+            assert await api.pool.emit("N", "later") == 0
+        received += [message for message in await peer.drain() if str(message).startswith('42["N"')]
+        assert received == [f'42["N",{number}]' for number in range(sent)]
+
+
 async def test_a_disconnect_is_counted_and_heard_of(caplog: pytest.LogCaptureFixture) -> None:
     heard_of: list[tuple[Connection, str]] = []
 

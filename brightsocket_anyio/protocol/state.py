@@ -471,7 +471,7 @@ class Automaton:
                 self._replies.append(Packet(PacketType.PONG, packet.data))
                 self._pong_sent = now
                 if Timer.PONG in self._timers:
-                    self._timers[Timer.PONG] = now + self._interval
+                    self._timers[Timer.PONG] = now + self._pace
             case PacketType.PONG if self._pings:
                 pass
             case PacketType.NOOP:
@@ -546,7 +546,7 @@ class Automaton:
         self._timers.pop(Timer.SILENCE, None)
         self._timers[Timer.STALL] = now + self._settings.stall
         if not self._pings:
-            self._timers.setdefault(Timer.PONG, max(now, self._pong_sent + self._interval))
+            self._timers.setdefault(Timer.PONG, max(now, self._pong_sent + self._pace))
 
     def resume(self, now: float) -> None:
         """This side reads again."""
@@ -573,7 +573,7 @@ class Automaton:
                 self._replies.append(Packet(PacketType.PONG))
                 self._pong_sent = now
                 if self.held:
-                    self._timers[Timer.PONG] = now + self._interval
+                    self._timers[Timer.PONG] = now + self._pace
             case Timer.SILENCE:
                 self.close()
                 return Ended("ping timeout", "the peer did not prove that it is alive")
@@ -604,6 +604,11 @@ class Automaton:
             self._max_payload = handshake.max_payload
         self._start_heartbeat(now)
         return Opened(handshake.sid, handshake.upgrades)
+
+    @property
+    def _pace(self) -> float:
+        """Seconds between answers to pings that are not read: whenever the peer has sent one, it hears us in time."""
+        return self._patience / 2
 
     def _start_heartbeat(self, now: float) -> None:
         self._pong_sent = now

@@ -690,15 +690,30 @@ class TestHolding:
         automaton.hold(10)
         automaton.hold(11)
         assert automaton.held
-        assert automaton.deadline == 25
-        assert automaton.expire(25) is None
+        assert automaton.deadline == 10
+        assert automaton.expire(10) is None
         assert automaton.replies() == [PONG]
-        assert automaton.deadline == 50
-        automaton.resume(30)
+        assert automaton.deadline == 20
+        automaton.resume(15)
         # reading again: silence counts from now on, and one more pong does no harm
-        assert automaton.expire(50) is None
+        assert automaton.expire(20) is None
         assert automaton.replies() == [PONG]
-        assert automaton.deadline == 75
+        assert automaton.deadline == 60
+
+    @pytest.mark.parametrize(("side", "eio"), ANSWERING)
+    def test_whenever_the_peer_pings_it_hears_a_pong_in_time(self, side: Side, eio: EIO) -> None:
+        for began in range(1, 30):
+            automaton = joined(side, eio)
+            automaton.hold(began)
+            pongs: list[float] = []
+            stalled = began + SETTINGS.ping_interval + SETTINGS.ping_timeout
+            while automaton.deadline < stalled:
+                pongs.append(automaton.deadline)
+                assert automaton.expire(automaton.deadline) is None
+                assert automaton.replies() == [PONG]
+            for ping in range(began, int(stalled - SETTINGS.ping_timeout / 2)):
+                # half of the ping timeout is for the way
+                assert any(ping < pong <= ping + SETTINGS.ping_timeout / 2 for pong in pongs)
 
     @pytest.mark.parametrize(("side", "eio"), ANSWERING)
     def test_to_stop_and_go_for_ever_does_not_silence_it(self, side: Side, eio: EIO) -> None:
@@ -709,7 +724,7 @@ class TestHolding:
             automaton.expire(now)
             pongs += len(automaton.replies())
             automaton.resume(now)
-        assert 8 <= pongs <= 11
+        assert 22 <= pongs <= 26
 
     @pytest.mark.parametrize(("side", "eio"), ANSWERING)
     def test_a_ping_that_is_read_puts_the_next_pong_off(self, side: Side, eio: EIO) -> None:
@@ -718,7 +733,7 @@ class TestHolding:
         automaton.resume(11)
         automaton.receive(PING, 20)
         assert automaton.replies() == [PONG]
-        assert automaton.expire(44) is None
+        assert automaton.expire(29) is None
         assert automaton.replies() == []
 
     @pytest.mark.parametrize(("side", "eio"), PINGING)
