@@ -1132,3 +1132,20 @@ async def test_a_post_that_is_cancelled_in_its_body_leaves_nothing_half_done() -
         with anyio.fail_after(PATIENCE):
             await transport.aclose()
         tg.cancel_scope.cancel()
+
+
+class ClosedAtOnce(httpx.AsyncBaseTransport):
+    """What AnyIO's sockets do on uvloop where the peer has closed one as it was opened."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        raise AttributeError("'NoneType' object has no attribute 'getpeername'")
+
+
+@pytest.mark.parametrize("transport", ["polling", "websocket"])
+async def test_a_connection_that_is_closed_as_it_is_opened(transport: Any) -> None:
+    async with (
+        httpx.AsyncClient(transport=ClosedAtOnce()) as http,
+        open_client("http://server", http=http, transport=transport) as client,
+    ):
+        with pytest.raises(HandshakeError, match="closed as it was opened"):
+            await client.connect("ECHO")

@@ -31,7 +31,7 @@ from ..protocol.engineio import (
     length_of,
 )
 from ..settings import Settings
-from .httpx_stream import excerpt_of, locate, reason_of
+from .httpx_stream import excerpt_of, locate, reason_of, send_request
 
 #: An answer may have as many times ``max_packets``: servers put all that they have sent meanwhile into one.
 ANSWER_PACKETS_FACTOR = 10
@@ -144,7 +144,7 @@ class _Requests:
         if content is not None:
             request.stream = _Body(content)
         try:
-            response = await self._http.send(request, stream=True, follow_redirects=False)
+            response = await send_request(self._http, request, follow_redirects=False)
             try:
                 body = await self._read(response)
             finally:

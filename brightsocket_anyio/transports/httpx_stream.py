@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -63,7 +64,7 @@ async def connect_websocket(
     wanted = {name: value for name, value in handshake.connect().headers.raw_items() if name.lower() != "host"}
     try:
         request = http.build_request("GET", url, headers={**(headers or {}), **wanted}, cookies=cookies)
-        response = await http.send(request, stream=True)
+        response = await send_request(http, request)
     except httpx.HTTPStatusError as exc:  # a hook of the user's client
         raise HandshakeError(f"{where}: {exc}", exc.response.status_code) from exc
     except httpx.LocalProtocolError as exc:
@@ -83,6 +84,20 @@ async def connect_websocket(
 def locate(url: httpx.URL) -> str:
     """A URL without what may be secret: a password, the query."""
     return f"{url.scheme}://{url.netloc.decode()}{url.path}"
+
+
+async def send_request(http: httpx.AsyncClient, request: httpx.Request, **options: Any) -> httpx.Response:
+    """Send a request; the body of its answer is yet to be read, and the answer to be closed.
+
+    :raises httpx.HTTPError: there is none.
+    """
+    try:
+        return await http.send(request, stream=True, **options)
+    except AttributeError as exc:
+        # what AnyIO's sockets raise on uvloop where the peer has closed one as it was opened
+        if "getpeername" not in str(exc):
+            raise
+        raise httpx.ConnectError("the connection was closed as it was opened", request=request) from exc
 
 
 def reason_of(exc: BaseException) -> str:
