@@ -140,7 +140,7 @@ def fuzz(session: nox.Session) -> None:
 def audit(session: nox.Session) -> None:
     """Look up the pinned packages in the database of known vulnerabilities, for which it needs the network."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "audit"))
-    session.run("pip-audit", "--requirement", "constraints.txt", "--disable-pip", "--no-deps")
+    session.run("pip-audit", "--requirement", "constraints.txt", "--disable-pip", "--no-deps", "--strict")
 
 
 @nox.session(default=False)
