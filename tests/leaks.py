@@ -54,6 +54,8 @@ _LAST_SECONDS = 5
 _FAILED: pytest.StashKey[bool] = pytest.StashKey()
 
 _alive: WeakSet[Any] = WeakSet()
+_kept_children: set[int] = set()
+_kept_descriptors: set[str] = set()
 
 
 def _register(cls: Any) -> None:
@@ -112,11 +114,27 @@ class Census:
         for thread in threads:
             thread.join(_LAST_SECONDS / len(threads))
         found = [f"{each.name}, a thread" for each in threads if each.is_alive()]
-        for child in _children() - self._children:
+        for child in self.children():
             with contextlib.suppress(OSError):
                 found.append(f"process {child} ({Path(f'/proc/{child}/comm').read_text().strip()})")
-        found += [f"descriptor {each} ({os.readlink(each)})" for each in _descriptors() - self._descriptors]
+        found += [f"descriptor {each} ({os.readlink(each)})" for each in self.descriptors()]
         return found
+
+    def children(self) -> set[int]:
+        return _children() - self._children - _kept_children
+
+    def descriptors(self) -> set[str]:
+        return _descriptors() - self._descriptors - _kept_descriptors
+
+
+@contextlib.contextmanager
+def of_a_wider_scope() -> Generator[None]:
+    """The processes that begin in here, and the descriptors, are those of a fixture that starts them when the first
+    test asks for them."""
+    before = Census()
+    yield
+    _kept_children.update(before.children())
+    _kept_descriptors.update(before.descriptors())
 
 
 def _threads() -> list[threading.Thread]:

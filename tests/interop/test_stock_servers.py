@@ -16,6 +16,7 @@ import pytest
 
 from brightsocket_anyio import ChannelRefused, Client, Connection, open_client
 from tests.interop.peers import HERE, environment
+from tests.leaks import of_a_wider_scope
 from tests.support import PATIENCE
 
 COMMANDS = {
@@ -47,13 +48,14 @@ def start() -> Iterator[Callable[[str], str]]:
 
         @cache
         def start(peer: str) -> str:
-            process = subprocess.Popen(
-                COMMANDS[peer],
-                env=environment(peer[-1]),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
+            with of_a_wider_scope():
+                process = subprocess.Popen(
+                    COMMANDS[peer],
+                    env=environment(peer[-1]),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
             stack.enter_context(process)
             stack.callback(process.kill)
             assert process.stdout is not None
