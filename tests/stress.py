@@ -231,6 +231,7 @@ class Stress:
         self.bound: Bound
         self._restarts = 0
         self._restarting = False
+        self._delays = 0
         self._names = 0
         self._stays: dict[str, Stay] = {}
         self._proxies: list[Proxy] = []
@@ -351,9 +352,20 @@ class Stress:
             self._restarting = False
 
     def _expecting_restarts(self) -> Callable[[], bool]:
-        """Tells later whether the server has been about to go, or has gone, since now."""
-        restarts, restarting = self._restarts, self._restarting
-        return lambda: restarting or restarts != self._restarts
+        """Tells later whether the server has been about to go, or has gone, since now; or this program has been so slow
+        that a heartbeat may have come too late."""
+        restarts, restarting, delays = self._restarts, self._restarting, self._delays
+        return lambda: restarting or (restarts, delays) != (self._restarts, self._delays)
+
+    async def _watch_time(self) -> None:
+        """Count the delays of a loop that has too much to do, or too little of the machine."""
+        beat = self.plan.heartbeat
+        while True:
+            before = anyio.current_time()
+            await anyio.sleep(beat / 10)
+            if anyio.current_time() - before > beat / 2:
+                self._delays += 1
+                self.counts["delays by half a heartbeat"] += 1
 
     async def _weather(self, proxy: Proxy, chance: random.Random) -> None:
         """What a proxy does to its connections, one thing after the other."""
@@ -573,6 +585,8 @@ class Stress:
             down.next += 10
             while len(down.seen) < down.next:
                 hear(stay, await peer.get())
+                # it is alive, however long that takes
+                await peer.post("2" if peer.eio == 3 else "3")
 
     async def _converse(self, peer: Raw, stay: Stay, chance: random.Random) -> None:
         up, down = stay.flow("UP0"), stay.flow("DOWN0")
@@ -696,10 +710,12 @@ class Stress:
                     for proxy in self._proxies[1:]:
                         faults.start_soon(self._weather, proxy, random.Random(chance.random()))
                     faults.start_soon(self._restart, tg, random.Random(chance.random()))
+                    tg.start_soon(self._watch_time)
                     chances = [random.Random(chance.random()) for _ in range(workers)]
                     tg.start_soon(self._employ, chances, steps, seconds, faults.cancel_scope)
                 await self._worked.wait()
             await self._stop()
+            tg.cancel_scope.cancel()
 
     async def _employ(
         self, chances: list[random.Random], steps: int | None, seconds: float, faults: anyio.CancelScope
