@@ -32,7 +32,7 @@ class Journal:
     :ivar offset: that of the last message which is not in the journal any more; at first one of no message.
     """
 
-    __slots__ = ("_entries", "_offsets", "_settings", "_size", "_whole", "offset")
+    __slots__ = ("_entries", "_offsets", "_pinned", "_settings", "_size", "_whole", "offset")
 
     def __init__(self, offsets: Iterator[int], settings: Settings) -> None:
         self._offsets = offsets
@@ -42,6 +42,8 @@ class Journal:
         #: whether nothing has gone yet
         self._whole = True
         self.offset: str = self.mint()
+        #: the offset from which a client is about to go on
+        self._pinned: str | None = None
 
     def mint(self) -> str:
         """A new offset."""
@@ -59,23 +61,34 @@ class Journal:
         while self._entries and (
             len(self._entries) > settings.max_missed_messages
             or self._size > settings.max_missed_bytes
-            or self._entries[0][3] < oldest
+            or (self._pinned is None and self._entries[0][3] < oldest)
         ):
             self._drop()
 
     def rewind(self, offset: str | None) -> bool:
-        """Forget what a client has got that says so.
+        """Forget what a client has got that says so, and let nothing grow too old until :meth:`release`.
 
         :param offset: that of the last message it got; ``None`` for none at all.
         :returns: whether everything that came after is still there.
         """
-        if offset is None:
-            return self._whole
-        if offset != self.offset and all(offset != entry[0] for entry in self._entries):
+        if offset is None and not self._whole:
             return False
-        while self.offset != offset:
-            self._drop()
+        if offset is not None:
+            if offset != self.offset and all(offset != entry[0] for entry in self._entries):
+                return False
+            while self.offset != offset:
+                self._drop()
+        self._pinned = self.offset
         return True
+
+    @property
+    def intact(self) -> bool:
+        """Whether all of it is still there that was there at the last :meth:`rewind`."""
+        return self._pinned in (None, self.offset)
+
+    def release(self) -> None:
+        """The client has gone on, or will not yet."""
+        self._pinned = None
 
     @property
     def units(self) -> list[Unit]:

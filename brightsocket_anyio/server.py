@@ -216,6 +216,10 @@ class _Visit:
         """Every function of the channel has settled: let the client in."""
         core, peer = self.core, self._peer
         journal = core.journal
+        if journal is not None and not journal.intact:
+            # its client, which has been told nothing yet, comes back as a new one
+            core.session.end("overloaded", "more was missed than is kept, while the channel decided", flush=False)
+            return
         units = [self.answer()]
         statistics = peer.server.statistics
         statistics.connections_accepted += 1
@@ -224,6 +228,7 @@ class _Visit:
             self._absent.forget()
             self._absent = None
             units += journal.units
+            journal.release()
         peer.server.pool.add(self.connection, core)
         core.accept(units)
 
@@ -688,6 +693,7 @@ class Server(AsyncContextManagerMixin):
     def put_back(self, absent: Absent, *, lost: bool) -> None:
         """A client had claimed what it had lost, and was not let in again: because its session was ``lost`` too, or for
         good."""
+        absent.journal.release()
         if lost:
             self._store.keep(absent)
         else:

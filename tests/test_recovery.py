@@ -602,3 +602,49 @@ class TestJournal:
             await anyio.sleep(1)
         # ten seconds away, after the five and a half in which nobody noticed
         assert len(journal.units) == 16
+
+
+@pytest.mark.mock_clock
+async def test_what_grows_too_old_while_the_channel_decides_is_not_left_out() -> None:
+    settings = Settings(max_disconnection_duration=10, ping_interval=1, ping_timeout=1)
+    journal = Journal(itertools.count(), settings)
+    first = journal.offset
+
+    def add(text: str) -> None:
+        journal.add(journal.mint(), (Packet(PacketType.MESSAGE, text),))
+
+    add("missed")
+    await anyio.sleep(9)
+    assert journal.rewind(first)
+    await anyio.sleep(9)
+    add("later")
+    assert journal.intact
+    assert [unit[0].data for unit in journal.units] == ["missed", "later"]
+    journal.release()
+    add("and later")
+    assert [unit[0].data for unit in journal.units] == ["later", "and later"]
+    assert not journal.rewind(first)
+
+
+async def test_more_than_is_kept_comes_while_the_channel_decides() -> None:
+    """Then its client is a new one: it is never told that it has recovered what it has not."""
+    desk = Desk(max_missed_messages=3)
+    async with serving(desk.api) as bound, proxied(bound) as proxy, open_client(proxy.url, **QUICK) as client:
+        connection = await client.connect("DESK")
+        id = connection.id
+        got: list[Any] = []
+        connection.on("NEWS")(got.append)
+        desk.opening = anyio.Event()
+        proxy.cut()
+        await until(lambda: len(desk.visits) == 2)
+        assert desk.here.recovered
+        for number in range(4):
+            assert await desk.api.pool.emit("NEWS", number, to="readers") == 1
+        desk.opening.set()
+        await until(lambda: client.state == "connected" and len(desk.visits) == 3)
+        assert not connection.recovered
+        assert connection.id != id
+        await desk.api.pool.emit("NEWS", "new")
+        await until(lambda: got)
+        assert got == ["new"]
+    assert desk.api.statistics().connections_recovered == 0
