@@ -232,8 +232,8 @@ class Client:
         return stay.connection
 
     async def disconnect(self) -> None:
-        """Leave the current channel, if any: what was accepted for sending is sent, within the close timeout.
-        Idempotent.
+        """Leave the current channel, if any: what was accepted for sending is sent, and the channel's functions have
+        finished, within the close timeout. Idempotent.
 
         :raises RuntimeError: called from inside the connection that it would end.
         """

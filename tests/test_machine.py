@@ -3,6 +3,7 @@ channel at a time, and one's functions are over before the next one's begin."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Awaitable, Callable
@@ -27,7 +28,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from brightsocket_anyio import Bound, Brightsocket, ChannelRefused, Client, Connection, Refused, open_client
+from brightsocket_anyio import (
+    Bound,
+    Brightsocket,
+    ChannelRefused,
+    Client,
+    Connection,
+    ConnectionLost,
+    Refused,
+    open_client,
+)
+from brightsocket_anyio.transports.polling import PollingTransport
 
 from .conftest import LOOPS
 from .faults.poller import polling
@@ -199,15 +210,37 @@ class World:
             actor.channel = None
 
     async def cut(self) -> None:
+        """Every client loses its session, and comes back."""
+        await self._polls()
         for actor in self.actors.values():
             actor.cut = True
         self._proxy.cut()
+        for actor in self.actors.values():
+            connection = actor.client.connection
+            while connection is not None:
+                # an echo is heard on a session that is alive only
+                with contextlib.suppress(ConnectionLost):
+                    await connection.call("ECHO")
+                    break
+
+    async def _polls(self) -> None:
+        """Wait until every client that polls has a GET at the server, without which the server does not notice before
+        the ping timeout that a client has gone."""
+        sessions = [core.session for _, core in self.api.pool._members.values()]
+        await until(
+            lambda: all(
+                session.transport._pending is not None
+                for session in sessions
+                if isinstance(session.transport, PollingTransport) and not session.closed
+            )
+        )
 
     async def leave(self, name: str, orderly: bool) -> None:
         actor = self.actors[name]
         if orderly:
             actor.leaving.set()
         else:
+            await self._polls()
             actor.scope.cancel()
         actor.channel = None
         await actor.gone.wait()

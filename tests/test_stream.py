@@ -143,7 +143,7 @@ async def test_finished_frames() -> None:
         assert await client.receive() == ["a", b"b"]
 
 
-# -- bad input (FAULTS.md)
+# -- bad input
 
 BAD_FRAMES = {
     "RSV1 without an extension": (frame(TEXT, b"x", rsv=4), 1002),

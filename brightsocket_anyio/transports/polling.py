@@ -96,6 +96,8 @@ class PollingTransport:
         self._send_changed = anyio.Event()
         self._receive_changed = anyio.Event()
         self._farewell = anyio.Event()
+        #: the session is over, or has changed its road
+        self._finished = anyio.Event()
 
     @property
     def name(self) -> Literal["polling"]:
@@ -192,7 +194,9 @@ class PollingTransport:
             self._farewell.set()
 
     async def post(self, body: bytes, content_type: str) -> None:
-        """Take a POST. Returns when the session has taken its packets: a receiver that is full holds the peer back.
+        """Take a POST. Returns when the session has taken its packets: a receiver that is full holds the peer back. One
+        that says goodbye is answered when all that lived on the session has finished, as a WebSocket's close is, or
+        after the close timeout.
 
         Cancelled before that, it ends the session: the peer cannot know what has arrived.
 
@@ -211,7 +215,8 @@ class PollingTransport:
             self._error = exc
             self._receive_changed.set()
             raise RequestError.of(3) from exc
-        if any(packet.type is PacketType.CLOSE for packet in packets):
+        leaves = any(packet.type is PacketType.CLOSE for packet in packets)
+        if leaves:
             self._state = _State.LEFT
             self._answer(_NOOP)
         post = self._post = _Post(packets)
@@ -225,6 +230,9 @@ class PollingTransport:
             raise
         if not post.taken:
             raise RequestError.of(_REFUSALS[self._state])
+        if leaves:
+            with anyio.move_on_after(self._settings.close_timeout):
+                await self._finished.wait()
 
     # -- inside
 
@@ -275,3 +283,4 @@ class PollingTransport:
             post.over.set()
         self._send_changed.set()
         self._receive_changed.set()
+        self._finished.set()

@@ -34,7 +34,7 @@ class Channels:
             await anyio.sleep_forever()
         finally:
             with anyio.CancelScope(shield=True):
-                for _ in range(20):
+                for _ in range(500):
                     await checkpoint()
             self.on.remove(name)
             self.log.append(f"-{name}")
@@ -43,14 +43,29 @@ class Channels:
         raise Refused("not today")
 
 
-async def test_the_old_channel_is_over_before_the_new_one_opens() -> None:
+TRANSPORTS = ["websocket", "polling", ("polling", "websocket")]
+
+
+@pytest.mark.parametrize("eio", [3, 4])
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_the_old_channel_is_over_before_the_new_one_opens(transport: Any, eio: Any) -> None:
     channels = Channels()
-    async with serving(channels.api) as bound, open_client(bound.url) as client:
+    async with serving(channels.api) as bound, open_client(bound.url, transport=transport, eio=eio) as client:
         for name in ("GUEST", "ADMIN", "GUEST", "THIRD"):
             connection = await client.connect(name)
             assert client.connection is connection
             assert connection.channel == name
     assert channels.log == ["+GUEST", "-GUEST", "+ADMIN", "-ADMIN", "+GUEST", "-GUEST", "+THIRD", "-THIRD"]
+
+
+@pytest.mark.parametrize("eio", [3, 4])
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_the_channel_is_over_when_disconnect_returns(transport: Any, eio: Any) -> None:
+    channels = Channels()
+    async with serving(channels.api) as bound, open_client(bound.url, transport=transport, eio=eio) as client:
+        await client.connect("GUEST")
+        await client.disconnect()
+        assert channels.log == ["+GUEST", "-GUEST"]
 
 
 async def test_the_clients_own_tasks_on_the_old_channel_are_over_before_connect_returns() -> None:

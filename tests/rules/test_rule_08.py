@@ -26,7 +26,7 @@ from ..support import (
     until,
 )
 
-#: actions in a flood at a slow receiver; FAULTS.md speaks of 100,000
+#: actions in a flood at a slow receiver; `pytest --full` makes floods of 100,000 elsewhere
 FLOOD = 5000
 
 
