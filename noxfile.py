@@ -126,6 +126,15 @@ def stress(session: nox.Session) -> None:
     session.run("python", "-m", "tests.stress", *session.posargs)
 
 
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure what messages and connections cost, beside others' servers; ``-- --quick`` takes a few minutes."""
+    need(session, "one of the peers runs on it", "node")
+    install_node_packages(session, INTEROP)
+    install(session, "bench")
+    session.run("python", "-m", "benchmarks", "--output", "docs/benchmark", *session.posargs)
+
+
 @nox.session
 def fuzz(session: nox.Session) -> None:
     """Let atheris look for bytes that our parsers fail on; ``-- 600 http``: for 600 seconds, at one target."""

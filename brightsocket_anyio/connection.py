@@ -16,10 +16,11 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from .errors import ConfigurationError, ConnectionLost
 from .inbox import Inbox, Item, Lane, Receiver
+from .parking import Parking
 from .protocol.state import Unit
 from .recovery import RECOVERABLE, Journal
 from .request import Request
-from .session import Session
+from .session import RUN, Session
 from .settings import Settings
 from .signature import adapt
 from .workers import Workers
@@ -94,7 +95,9 @@ class _Stream(Receiver, ObjectReceiveStream[Any]):
     def __init__(self, core: ConnectionCore) -> None:
         Receiver.__init__(self, core.settings.max_buffered_messages, core.settings.max_buffered_bytes)
         self._core = core
-        self._arrived: anyio.Event | None = None
+        self._arrived = Parking()
+        #: how many were received in a row without waiting
+        self._run = 0
         self._closed = False
         self._end: End | None = None
 
@@ -114,22 +117,27 @@ class _Stream(Receiver, ObjectReceiveStream[Any]):
         :raises anyio.ClosedResourceError: the stream or its connection was closed on this side.
         :raises anyio.BusyResourceError: another task receives from this stream.
         """
-        await checkpoint()
+        if self.buffer.items and self._run < RUN:
+            # what waits already is handed out without a trip through the loop, a few at a time
+            self._run += 1
+            await checkpoint_if_cancelled()
+        elif self.buffer.items or self._closed or self._end is not None:
+            self._run = 0
+            await checkpoint()
         self._core.settle()
-        if self._arrived is not None:
+        if self._arrived.taken:
             raise anyio.BusyResourceError("receiving from")
         while True:
             if self._closed or (self._end is not None and self._end.code == "closed"):
+                await checkpoint_if_cancelled()
                 raise anyio.ClosedResourceError
             if self.buffer.items:
                 break
             if self._end is not None:
+                await checkpoint_if_cancelled()
                 raise self._end.exception()
-            self._arrived = anyio.Event()
-            try:
-                await self._arrived.wait()
-            finally:
-                self._arrived = None
+            self._run = 0
+            await self._arrived.wait()
         item = self.buffer.pop()
         self.freed()
         return unpack(item.args)
@@ -146,8 +154,7 @@ class _Stream(Receiver, ObjectReceiveStream[Any]):
             self._wake()
 
     def _wake(self) -> None:
-        if self._arrived is not None:
-            self._arrived.set()
+        self._arrived.wake()
 
 
 class Handler(Receiver):
@@ -185,6 +192,7 @@ class Handler(Receiver):
         self._submit()
 
     def _submit(self) -> None:
+        """Call for a worker, if there is an item that none has been called for, and the limit lets it be handled."""
         if self._submitted < len(self.buffer.items) and self._submitted + self._running < self._limit:
             self._submitted += 1
             self._workers().submit(self._work)
@@ -195,7 +203,8 @@ class Handler(Receiver):
         item = self.buffer.pop()
         caller = self._callers.popleft()
         self.freed()
-        self._submit()
+        if self._limit > 1:
+            self._submit()
         try:
             result = await self._function(*item.args)
             if caller is not None:
@@ -288,7 +297,7 @@ class ConnectionCore:
         self._within = (*_inside.get(), self._mark)
         self._task_group: TaskGroup
         self._workers: Workers
-        self._room = anyio.Event()
+        self._room: anyio.Event | None = None
 
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """The logger, with the fields ``session`` and ``channel``."""
@@ -402,9 +411,16 @@ class ConnectionCore:
         if self.ended is not None:
             raise self.ended.exception()
 
+    async def _check_later(self) -> None:
+        """:meth:`check` after a wait: whoever is cancelled by the end is cancelled, and does not hear of it."""
+        if self.ended is not None:
+            await checkpoint_if_cancelled()
+            self.check()
+
     async def send_action(self, action: str, args: tuple[Any, ...]) -> None:
         """Send an action that wants no answer."""
-        self.check()
+        if self.ended is not None:
+            self.check()
         offset = None
         if self.journal is not None:
             offset = self.journal.mint()
@@ -448,7 +464,7 @@ class ConnectionCore:
             try:
                 await session.send(unit, sender, placed)
             except anyio.ClosedResourceError:
-                self.check()
+                await self._check_later()
                 ending = session.ending
                 loss = End(ending.code if ending else "transport error", "the session is over")
                 if not self.resumes:
@@ -456,8 +472,9 @@ class ConnectionCore:
                 if session is self.session:
                     self.suspend(loss)
             else:
-                # it may have waited for room until after the end
-                self.check()
+                if self.ended is not None:
+                    # it waited for room until after the end
+                    await self._check_later()
                 return
 
     def _enter_journal(self, offset: str, unit: Unit) -> None:
@@ -499,7 +516,7 @@ class ConnectionCore:
             finally:
                 del self._calls[id]
             if call.args is None:
-                self.check()
+                await self._check_later()
                 assert call.loss is not None
                 raise ConnectionLost(call.loss.code, f"the call was under way: {call.loss.reason}")
             return unpack(call.args)
@@ -516,6 +533,7 @@ class ConnectionCore:
         """
         session = question.session
         unit = session.automaton.encode_answer(self.namespace, question.id, args)
+        await checkpoint_if_cancelled()
         try:
             self.check()
             await session.send(unit)
@@ -600,9 +618,10 @@ class ConnectionCore:
     async def _run_filters(self, filters: tuple[Callable[..., Awaitable[Any]], ...], lane: Lane, item: Item) -> None:
         if not filters:
             while self.ended is None and not self.inbox.ready(lane, item):
-                if self._room.is_set():
+                if self._room is None:
                     # else it is what another action's filters wait for already
                     self._room = anyio.Event()
+                    self.inbox.watched = True
                 await self._room.wait()
             if self.ended is None:
                 self.inbox.hand_on(lane, item)
@@ -629,7 +648,10 @@ class ConnectionCore:
             self.log().debug("the inbox is full: dropped %.100r, %d so far", action, self.dropped)
 
     def _note_changed(self) -> None:
-        self._room.set()
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+            self.inbox.watched = False
         self.session.wake()
 
 

@@ -84,7 +84,7 @@ class Receiver(ABC):
     def freed(self) -> None:
         """To be called when room has come free in the buffer."""
         if self.inbox is not None:
-            self.inbox.pump(self.action)
+            self.inbox.freed(self.action)
 
 
 @dataclass(slots=True, eq=False)
@@ -103,6 +103,8 @@ class Inbox:
     :param answer: answers a peer's call with nothing.
     :param dropped: told the action of each item that is dropped.
     :param changed: called whenever :attr:`full` may have become false, or an item may have been taken.
+    :ivar full: whether a lane that has receivers is full.
+    :ivar watched: whether somebody outside waits for room, so that each change has to be told.
     """
 
     def __init__(
@@ -125,14 +127,11 @@ class Inbox:
         self._unclaimed = 0
         self._unclaimed_size = 0
         self._full: set[str] = set()
+        self.full: bool = False
         self._order = 0
         self.filtering = False
         self.open: bool = False
-
-    @property
-    def full(self) -> bool:
-        """Whether a lane that has receivers is full."""
-        return bool(self._full)
+        self.watched: bool = False
 
     def add(self, action: str, args: tuple[Any, ...], question: Any, size: int) -> bool:
         """Take what has arrived; returns False, and takes nothing, when even the overflow is full."""
@@ -142,7 +141,12 @@ class Inbox:
         if lane.action in self._full and not lane.waiting.has_room(size, 2):
             return False
         self._order += 1
-        lane.waiting.push(Item(args, question, size, self._order))
+        item = Item(args, question, size, self._order)
+        if self.open and not (lane.waiting.items or lane.busy or self.filtering) and self._takes(lane, item):
+            # the usual case: nothing waits, and nothing has to
+            self.hand_on(lane, item)
+            return True
+        lane.waiting.push(item)
         if lane.receivers:
             self._pump(lane)
         else:
@@ -207,6 +211,7 @@ class Inbox:
                 receiver.inbox = None
         self._lanes = rest
         self._full.clear()
+        self.full = False
 
     def take_rest(self, action: str) -> list[Item]:
         """When the inbox is closed: what had arrived for an action without receivers. Only filters that are gone could
@@ -214,10 +219,10 @@ class Inbox:
         lane = self._lanes.pop(action, None)
         return [] if lane is None else list(takewhile(self._has_passed, lane.waiting.items))
 
-    def pump(self, action: str) -> None:
-        """Hand on what an action's receivers have room for."""
+    def freed(self, action: str) -> None:
+        """One of an action's receivers has room again: hand on what it waited for."""
         lane = self._lanes.get(action)
-        if lane is not None:
+        if lane is not None and (lane.waiting.items or self.full or self.watched):
             self._pump(lane)
 
     def ready(self, lane: Lane, item: Item) -> bool:
@@ -235,6 +240,9 @@ class Inbox:
             lane.waiting.insert(item)
             self._count(1, item.size)
             self._drop_overflow()
+            return
+        if len(lane.receivers) == 1 and item.question is None:
+            lane.receivers[0].put(item, answer=False)
             return
         answerer = next((receiver for receiver in lane.receivers if receiver.answers), None)
         for receiver in list(lane.receivers):
@@ -278,6 +286,14 @@ class Inbox:
         self._mark(lane)
         self._changed()
 
+    def _takes(self, lane: Lane, item: Item) -> bool:
+        """Whether a lane has receivers, and each of them has room."""
+        receivers = lane.receivers
+        if len(receivers) == 1:
+            buffer = receivers[0].buffer
+            return not buffer.items or buffer.has_room(item.size)
+        return bool(receivers) and self._has_room(lane, item)
+
     def _has_room(self, lane: Lane, item: Item) -> bool:
         return all(receiver.buffer.has_room(item.size) for receiver in lane.receivers)
 
@@ -287,6 +303,7 @@ class Inbox:
             self._full.add(lane.action)
         else:
             self._full.discard(lane.action)
+        self.full = bool(self._full)
 
     def _count(self, items: int, size: int) -> None:
         self._unclaimed += items

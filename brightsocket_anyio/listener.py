@@ -35,6 +35,7 @@ from .errors import ConnectionLost, ProtocolError
 from .settings import Settings
 from .transport import Headers as HeaderList
 from .transport import Message, Receive, Scope, Send, WebSocketRequest
+from .transports.sockets import accept
 from .transports.stream import READ_SIZE, STREAM_ERRORS, StreamTransport, WebSocket, describe, open_core, send_all
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ class _Slots:
         self._by_address: Counter[str] = Counter()
 
     @contextlib.contextmanager
-    def taken(self, stream: anyio.abc.SocketStream) -> Iterator[bool]:
+    def taken(self, stream: anyio.abc.ByteStream) -> Iterator[bool]:
         """Hold a place for a connection's address; says whether there was one. UNIX sockets have none."""
         peer = _attribute(stream, anyio.abc.SocketAttribute.remote_address) if self._each is not None else None
         if self._each is None or not isinstance(peer, tuple):
@@ -159,7 +160,7 @@ class _TLSListener(TLSListener):
         logger.info("a TLS handshake with %s failed: %s", peer, what)
 
 
-class _Gate(anyio.abc.Listener[anyio.abc.SocketStream]):
+class _Gate(anyio.abc.Listener[anyio.abc.ByteStream]):
     def __init__(self, listener: anyio.abc.SocketListener, slots: _Slots) -> None:
         self._listener = listener
         self._slots = slots
@@ -174,10 +175,10 @@ class _Gate(anyio.abc.Listener[anyio.abc.SocketStream]):
             stream = await self._accept()
             task_group.start_soon(self._serve_one, handler, stream, name="connection")
 
-    async def _accept(self) -> anyio.abc.SocketStream:
+    async def _accept(self) -> anyio.abc.ByteStream:
         while True:
             try:
-                return await self._listener.accept()
+                return await accept(self._listener)
             except (anyio.BrokenResourceError, OSError) as exc:
                 error = exc.__cause__ if isinstance(exc, anyio.BrokenResourceError) else exc
                 if getattr(error, "errno", None) == errno.ECONNABORTED:
@@ -185,7 +186,7 @@ class _Gate(anyio.abc.Listener[anyio.abc.SocketStream]):
                 logger.error("cannot accept connections: %s", error)
                 await anyio.sleep(_ACCEPT_PAUSE)
 
-    async def _serve_one(self, handler: Any, stream: anyio.abc.SocketStream) -> None:
+    async def _serve_one(self, handler: Any, stream: anyio.abc.ByteStream) -> None:
         try:
             with self._slots.taken(stream) as allowed:
                 if allowed:

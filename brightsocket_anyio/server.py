@@ -311,7 +311,13 @@ class _Peer:
 
     @property
     def full(self) -> bool:
-        return self._switching or any(visit.core.inbox.full for visit in self._visits.values())
+        if self._switching:
+            return True
+        # a generator would cost more than all of this, for each packet
+        for visit in self._visits.values():  # noqa: SIM110
+            if visit.core.inbox.full:
+                return True
+        return False
 
     @property
     def calling(self) -> bool:
@@ -324,10 +330,11 @@ class _Peer:
             self.handle(self.session.automaton.join_unasked(anyio.current_time()))
 
     def handle(self, event: Event) -> None:
+        if type(event) is Action:
+            if (visit := self._visits.get(event.namespace)) is not None:
+                self._deliver(visit, event.name, event.args, event.id, event.size)
+            return
         match event:
-            case Action(namespace, name, args, id, size):
-                if (visit := self._visits.get(namespace)) is not None:
-                    self._deliver(visit, name, args, id, size)
             case Answer(namespace, id, args):
                 if (visit := self._visits.get(namespace)) is not None:
                     visit.core.resolve(id, args)

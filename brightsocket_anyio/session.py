@@ -11,15 +11,16 @@ from typing import Literal, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
-from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
+from anyio.lowlevel import checkpoint
 
 from .errors import ConnectionLost, HandshakeError, ProtocolError
+from .parking import Parking
 from .protocol.engineio import Packet, PacketType
-from .protocol.state import PROBE, Automaton, Ended, Event, OfferExpired, Unit
+from .protocol.state import PROBE, Action, Automaton, Ended, Event, OfferExpired, Unit
 from .settings import Settings
 from .statistics import Statistics
 from .timer import Alarm, Timer
-from .transport import Transport
+from .transport import PromptTransport, Transport
 
 logger: logging.Logger = logging.getLogger("brightsocket_anyio")
 
@@ -112,7 +113,8 @@ class Outbox:
         self._units: deque[tuple[Unit, int, object | None]] = deque()
         self._size = 0
         self._waiting: deque[_Waiting] = deque()
-        self._changed = anyio.Event()
+        self._filled = Parking()
+        self._emptied: anyio.Event | None = None
         self._closed = False
         #: once it is closed: the units with a sender that nobody has begun to send
         self.unsent: list[Unit] = []
@@ -205,7 +207,9 @@ class Outbox:
         """The first ``count`` units have been sent."""
         for _ in range(count):
             self._size -= self._units.popleft()[1]
-        self._admit()
+        if self._waiting:
+            self._admit()
+        self._note_emptied()
 
     def shut(self) -> None:
         """Take nothing more; whoever waits for room hears it. What is in may still be sent."""
@@ -219,11 +223,26 @@ class Outbox:
         self.unsent += [unit for unit, _, sender in self._units if sender is not None]
         self._units.clear()
         self._size = 0
-        self._change()
+        self._note_emptied()
 
-    async def wait_changed(self) -> None:
-        """Wait for the next change."""
-        await self._changed.wait()
+    async def wait_emptied(self) -> None:
+        """Wait until some units have been sent, or none is any more."""
+        if self._emptied is None:
+            self._emptied = anyio.Event()
+        await self._emptied.wait()
+
+    async def wait_filled(self) -> None:
+        """Wait until :meth:`rouse` is called: for the one task that sends the units, when there are none."""
+        await self._filled.wait()
+
+    def rouse(self) -> None:
+        """There is something for the task that sends the units."""
+        self._filled.wake()
+
+    @property
+    def idle(self) -> bool:
+        """Whether that task waits, and has not been roused."""
+        return self._filled.taken
 
     def _has_room(self, size: int) -> bool:
         if not self._units:
@@ -233,7 +252,6 @@ class Outbox:
     def _append(self, unit: Unit, size: int, sender: object | None) -> None:
         self._units.append((unit, size, sender))
         self._size += size
-        self._change()
 
     def _admit(self) -> None:
         while self._waiting and self._has_room(self._waiting[0].size):
@@ -243,16 +261,15 @@ class Outbox:
             if waiting.placed is not None:
                 waiting.placed()
             waiting.over.set()
-        self._change()
 
-    def _change(self) -> None:
-        if self._changed.statistics().tasks_waiting:
-            self._changed.set()
-            self._changed = anyio.Event()
+    def _note_emptied(self) -> None:
+        if self._emptied is not None:
+            self._emptied.set()
+            self._emptied = None
 
 
 def _size(unit: Unit) -> int:
-    return sum(packet.size for packet in unit)
+    return unit[0].size if len(unit) == 1 else sum(packet.size for packet in unit)
 
 
 class Session:
@@ -280,6 +297,11 @@ class Session:
     ) -> None:
         self.automaton = automaton
         self.transport: Transport = transport
+        self._prompt = transport if isinstance(transport, PromptTransport) else None
+        #: whether the session may leave its transport for another
+        self._may_change = transport.name == "polling"
+        #: how many times in a row it was written to at once
+        self._run = 0
         self.settings = settings
         self.closed: bool = False
         self.statistics: Statistics = Statistics() if statistics is None else statistics
@@ -295,7 +317,7 @@ class Session:
         self._changing: anyio.Event | None = None
         self._pushed_back: list[Packet] = list(received)
         self._over = anyio.Event()
-        self._resumed = anyio.Event()
+        self._resumed = Parking()
         self._alarm = Alarm(timer, self._keep_time)
 
     def __repr__(self) -> str:
@@ -363,14 +385,15 @@ class Session:
     # -- sending
 
     async def send(self, unit: Unit, sender: object | None = None, placed: Callable[[], None] | None = None) -> None:
-        """Put a unit into the outgoing buffer, waiting for room. Cancelled, it is sent whole or not at all.
+        """Put a unit into the outgoing buffer, waiting for room; a checkpoint only if it has to. Cancelled, it is sent
+        whole or not at all.
 
         :param sender: as for :meth:`send_nowait`.
         :param placed: called at the moment at which the unit has its place in the order of what is sent.
         :raises anyio.ClosedResourceError: the session is over.
         """
-        await checkpoint_if_cancelled()
         await self._outbox.put(unit, sender, placed)
+        self._post()
 
     def send_nowait(self, unit: Unit, sender: object | None = None) -> bool:
         """Put a unit into the outgoing buffer if there is room; returns whether there was.
@@ -379,7 +402,9 @@ class Session:
             :attr:`unsent` if the session ends before.
         """
         taken = self._outbox.offer(unit, sender)
-        if not taken and self._cause is not None:
+        if taken:
+            self._post()
+        elif self._cause is not None:
             # it is about to end: there may be room again before that, but what comes then would follow a gap
             self._outbox.shut()
         return taken
@@ -395,7 +420,28 @@ class Session:
         :param sender: as for :meth:`send_nowait`.
         """
         self._outbox.push(unit, sender)
+        self._post()
         self.reschedule()
+
+    def _post(self) -> None:
+        """Something has been put into the outgoing buffer: send it at once, or have it sent."""
+        outbox = self._outbox
+        if not outbox.idle:
+            return
+        if self._prompt is not None and self._run < RUN:
+            packets, count = outbox.peek(BATCH_BYTES)
+            if packets and self._prompt.send_nowait(packets):
+                self._run += 1
+                self.statistics.packets_sent += len(packets)
+                outbox.commit(count)
+                if self._prompt.flushed:
+                    return
+        outbox.rouse()
+
+    def _reply(self) -> None:
+        for reply in self.automaton.replies():
+            self._outbox.push((reply,))
+            self._post()
 
     @property
     def unsent(self) -> list[Unit]:
@@ -405,7 +451,7 @@ class Session:
     async def flush(self) -> None:
         """Wait until everything that was accepted has been sent, or the session has ended."""
         while not self._outbox.empty:
-            await self._outbox.wait_changed()
+            await self._outbox.wait_emptied()
 
     # -- the end
 
@@ -429,7 +475,7 @@ class Session:
 
     def wake(self) -> None:
         """Something has changed about whether to read on: a receiver has room, or a call has begun."""
-        self._resumed.set()
+        self._resumed.wake()
 
     def reschedule(self) -> None:
         """The automaton's next deadline may have come nearer."""
@@ -444,9 +490,8 @@ class Session:
         self.reschedule()
         while self._must_hold():
             if self._outbox.overfull:
-                await self._outbox.wait_changed()
+                await self._outbox.wait_emptied()
             else:
-                self._resumed = anyio.Event()
                 await self._resumed.wait()
         self.automaton.resume(anyio.current_time())
 
@@ -457,15 +502,7 @@ class Session:
             while self._cause is None:
                 packets, self._pushed_back = self._pushed_back, []
                 if not packets:
-                    transport = self.transport
-                    with anyio.CancelScope() as self._receiving:
-                        try:
-                            packets = await transport.receive()
-                        except anyio.ClosedResourceError:
-                            # left for another road at the moment at which this task was woken on it, it is no end
-                            if transport is self.transport:
-                                raise
-                    self._receiving = None
+                    packets = await (self._receive() if self._may_change else self.transport.receive())
                 await self._take(packets)
         except anyio.EndOfStream as exc:
             reason = "the peer closed the transport" + (f": {exc}" if str(exc) else "")
@@ -478,15 +515,31 @@ class Session:
             self.log().info("%r: invalid input: %s", self, exc)
             self.end("parse error", str(exc))
 
+    async def _receive(self) -> list[Packet]:
+        """Receive on a road that may be left meanwhile: nothing then, and the next one is by the other road."""
+        transport = self.transport
+        packets: list[Packet] = []
+        with anyio.CancelScope() as self._receiving:
+            try:
+                packets = await transport.receive()
+            except anyio.ClosedResourceError:
+                # left at the moment at which this task was woken on it, it is no end
+                if transport is self.transport:
+                    raise
+        self._receiving = None
+        return packets
+
     async def _take(self, packets: list[Packet]) -> None:
         now = anyio.current_time()
         automaton = self.automaton
         self.statistics.packets_received += len(packets)
         for index, packet in enumerate(packets, 1):
             event = automaton.receive(packet, now)
-            for reply in automaton.replies():
-                self._outbox.push((reply,))
-            if event is not None:
+            if automaton.replying:
+                self._reply()
+            if type(event) is Action:
+                self._sink.handle(event)
+            elif event is not None:
                 self._handle(event)
             if self._cause is not None:
                 return
@@ -515,20 +568,16 @@ class Session:
             while True:
                 polling = self.transport.name == "polling"
                 packets, count = self._outbox.peek(BATCH_BYTES, POLLING_PACKETS if polling else math.inf)
-                if not packets:
-                    await self._outbox.wait_changed()
+                if not packets and (self._prompt is None or self._prompt.flushed):
+                    # others may write at once, for a bounded time
+                    self._run = 0
+                    await self._outbox.wait_filled()
                     continue
-                sent = False
-                transport = self.transport
-                with anyio.CancelScope() as self._sending:
-                    try:
-                        await transport.send(packets)
-                        sent = True
-                    except anyio.ClosedResourceError:
-                        # as in reading: what was not sent goes by the other road
-                        if transport is self.transport:
-                            raise
-                self._sending = None
+                if self._may_change:
+                    sent = await self._send(packets)
+                else:
+                    await self.transport.send(packets)
+                    sent = True
                 if sent:
                     self.statistics.packets_sent += len(packets)
                     self._outbox.commit(count)
@@ -539,12 +588,25 @@ class Session:
         finally:
             self._outbox.close()
 
+    async def _send(self, packets: list[Packet]) -> bool:
+        """Send on a road that may be left meanwhile; returns whether it has been sent: the rest goes by the other."""
+        transport = self.transport
+        sent = False
+        with anyio.CancelScope() as self._sending:
+            try:
+                await transport.send(packets)
+                sent = True
+            except anyio.ClosedResourceError:
+                if transport is self.transport:
+                    raise
+        self._sending = None
+        return sent
+
     def _keep_time(self) -> None:
         event: Event | None = None
         while (event := self.automaton.expire(anyio.current_time())) is not None:
             self._handle(event)
-        for reply in self.automaton.replies():
-            self._outbox.push((reply,))
+        self._reply()
         self._alarm.set(self.automaton.deadline)
 
     # -- the upgrade
@@ -655,6 +717,8 @@ class Session:
 
     def _change_road(self, road: Transport, rest: list[Packet]) -> None:
         self.transport = road
+        self._prompt = road if isinstance(road, PromptTransport) else None
+        self._may_change = False
         self.statistics.upgrades += 1
         self._pushed_back = rest
         for scope in (self._receiving, self._sending):

@@ -19,6 +19,13 @@ def adapt(function: Callable[..., Any], what: str) -> Callable[..., Any]:
     :raises ConfigurationError: it is not callable, or it cannot be called with positional arguments only.
     """
     trim = fit(function, what)
+    if inspect.iscoroutinefunction(function):
+        # whose result need not be looked at
+
+        async def call_coroutine_function(*args: Any) -> Any:
+            return await function(*trim(args))
+
+        return call_coroutine_function
 
     async def call(*args: Any) -> Any:
         result = function(*trim(args))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from .protocol.engineio import Packet
 
@@ -59,6 +59,24 @@ class Transport(Protocol):
         Ends a ``send`` and a ``receive`` that are under way. Waits for the peer's part for the close timeout at most;
         cancelled, it closes the hard way.
         """
+        ...
+
+
+@runtime_checkable
+class PromptTransport(Transport, Protocol):
+    """A transport that can take packets at once, without a switch to the task that sends."""
+
+    def send_nowait(self, packets: Sequence[Packet]) -> bool:
+        """Send a batch of packets if nothing has to be waited for; returns whether they were taken, all or none.
+
+        Only while no :meth:`send` is under way. Never raises: what is wrong is the next :meth:`send`'s to say.
+        """
+        ...
+
+    @property
+    def flushed(self) -> bool:
+        """Whether nothing of what was taken at once is left to be sent; the next :meth:`send`, perhaps of nothing,
+        sends it first."""
         ...
 
 

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 import anyio
 from anyio.abc import TaskGroup
 
+from .parking import Parking
+
 Job = Callable[[], Awaitable[None]]
 
 
@@ -26,10 +28,10 @@ class Workers:
         self._task_group = task_group
         self._enter = enter
         self._jobs: deque[Job] = deque()
-        self._parked: anyio.Event | None = None
+        self._parking = Parking()
         self._coming = False
         self._running = 0
-        self._quiet = anyio.Event()
+        self._quiet: anyio.Event | None = None
 
     def submit(self, job: Job) -> None:
         """Have a job run soon."""
@@ -46,10 +48,7 @@ class Workers:
         if self._coming:
             return
         self._coming = True
-        if self._parked is not None:
-            self._parked.set()
-            self._parked = None
-        else:
+        if not self._parking.wake():
             self._task_group.start_soon(self._work, name="brightsocket worker")
 
     async def _work(self) -> None:
@@ -65,9 +64,8 @@ class Workers:
                     await job()
                 finally:
                     self._running -= 1
-            if not self._running:
+            if not self._running and self._quiet is not None:
                 self._quiet.set()
-            if self._parked is not None:
+            if self._parking.taken:
                 return
-            self._parked = called = anyio.Event()
-            await called.wait()
+            await self._parking.wait()

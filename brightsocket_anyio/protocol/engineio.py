@@ -28,6 +28,8 @@ _BINARY_LENGTH = re.compile(rb"([\x00\x01])([\x00-\x09]{1,10})\xff")
 class PacketType(IntEnum):
     """What an Engine.IO packet is for; the value is the digit on the wire."""
 
+    __hash__ = int.__hash__  # Enum's own is Python code
+
     OPEN = 0
     CLOSE = 1
     PING = 2

@@ -36,6 +36,8 @@ _NAMESPACE_WITH_QUERY = re.compile(r"(/[^\x00-\x1f,?\ud800-\udfff]{0,511})(?:\?(
 class PacketType(IntEnum):
     """What a Socket.IO packet is for; the value is the digit on the wire."""
 
+    __hash__ = int.__hash__  # Enum's own is Python code
+
     CONNECT = 0
     DISCONNECT = 1
     EVENT = 2
@@ -51,7 +53,8 @@ _BINARY_DIGITS = {PacketType.EVENT: "5", PacketType.ACK: "6"}
 _BINARY = {PacketType.BINARY_EVENT: PacketType.EVENT, PacketType.BINARY_ACK: PacketType.ACK}
 
 
-@dataclass(frozen=True, slots=True)
+# not frozen: that would cost more to make than the rest of it
+@dataclass(slots=True)
 class Packet:
     """A Socket.IO packet.
 
@@ -148,6 +151,12 @@ class Decoder:
         return header
 
     def _feed_text(self, text: str) -> Packet | None:
+        if text.startswith("2["):
+            # the usual case: an event in the main namespace that wants no answer
+            data = loads(text[1:])
+            if problem := _event_problem(data):
+                raise ProtocolError(problem)
+            return Packet(PacketType.EVENT, "/", data)
         kind = _TYPES.get(text[:1])
         if kind is None:
             raise ProtocolError("a packet of an unknown type")

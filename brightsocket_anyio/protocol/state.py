@@ -52,6 +52,8 @@ class Side(enum.Enum):
 
 
 class Road(enum.Enum):
+    __hash__ = object.__hash__  # Enum's own is Python code
+
     OPENING = enum.auto()
     POLLING = enum.auto()
     OFFERED = enum.auto()
@@ -61,6 +63,8 @@ class Road(enum.Enum):
 
 
 class RoadInput(enum.Enum):
+    __hash__ = object.__hash__  # Enum's own is Python code
+
     OPEN_POLLING = enum.auto()
     OPEN_WEBSOCKET = enum.auto()
     OFFER = enum.auto()
@@ -71,6 +75,8 @@ class RoadInput(enum.Enum):
 
 
 class Stay(enum.Enum):
+    __hash__ = object.__hash__  # Enum's own is Python code
+
     ABSENT = enum.auto()
     CONNECTING = enum.auto()
     RECOVERING = enum.auto()
@@ -82,6 +88,8 @@ class Stay(enum.Enum):
 
 class StayInput(enum.Enum):
     """What moves a stay: the first group comes from the peer, the second is what this side does."""
+
+    __hash__ = object.__hash__  # Enum's own is Python code
 
     CONNECT = enum.auto()
     CONNECT_ERROR = enum.auto()
@@ -228,6 +236,8 @@ _EVENT_INPUTS: Final = {
 
 
 class Timer(enum.Enum):
+    __hash__ = object.__hash__  # Enum's own is Python code
+
     #: the next ping is due (the side that pings)
     PING = enum.auto()
     #: the peer has been silent for too long
@@ -303,7 +313,8 @@ class Rejected:
     data: Any = None
 
 
-@dataclass(frozen=True, slots=True)
+# not frozen: that would cost more to make than the rest of it
+@dataclass(slots=True)
 class Action:
     """A named action with its values; ``id`` where the peer waits for an answer; ``size`` in bytes, for the buffers;
     ``offset`` where the server could send what follows again."""
@@ -435,6 +446,11 @@ class Automaton:
         """When :meth:`expire` is to be called next."""
         return min(self._timers.values(), default=float("inf"))
 
+    @property
+    def replying(self) -> bool:
+        """Whether :meth:`replies` has any."""
+        return bool(self._replies)
+
     def replies(self) -> list[Packet]:
         """Take the packets that answer what was received or what came due."""
         replies, self._replies = self._replies, []
@@ -464,9 +480,9 @@ class Automaton:
         if self.road is Road.OPENING:
             return self._receive_open(packet, now)
         self._prove_alive(now)
+        if packet.type is PacketType.MESSAGE:
+            return self._receive_message(packet, now)
         match packet.type:
-            case PacketType.MESSAGE:
-                return self._receive_message(packet, now)
             case PacketType.PING if not self._pings:
                 self._replies.append(Packet(PacketType.PONG, packet.data))
                 self._pong_sent = now
@@ -621,7 +637,8 @@ class Automaton:
         if self.held:
             return
         if self._pings:
-            self._timers.pop(Timer.SILENCE, None)
+            if Timer.SILENCE in self._timers:
+                del self._timers[Timer.SILENCE]
         else:
             self._timers[Timer.SILENCE] = now + self._interval + self._patience
 
@@ -713,7 +730,8 @@ class Automaton:
 
         :raises ValueError: as :func:`encode_action`, or the server does not take so much in one message.
         """
-        return self._short(encode_action(self.protocol, namespace, name, args, id, self._settings.max_attachments))
+        unit = encode_action(self.protocol, namespace, name, args, id, self._settings.max_attachments)
+        return unit if self._max_payload == math.inf else self._short(unit)
 
     def encode_answer(self, namespace: str, id: int, args: tuple[Any, ...]) -> Unit:
         """Encode the answer to a call.
@@ -726,11 +744,10 @@ class Automaton:
 
     def _short(self, unit: Unit) -> Unit:
         """A server ends the session at a message that is too long for it."""
-        if self._max_payload < math.inf:
-            polling = self.road is not Road.WEBSOCKET
-            for packet in unit:
-                if (length := engineio.length_of(packet, self.eio, polling=polling)) > self._max_payload:
-                    raise ValueError(f"a message of {length} bytes, where the server takes {self._max_payload} at most")
+        polling = self.road is not Road.WEBSOCKET
+        for packet in unit:
+            if (length := engineio.length_of(packet, self.eio, polling=polling)) > self._max_payload:
+                raise ValueError(f"a message of {length} bytes, where the server takes {self._max_payload} at most")
         return unit
 
     def _encode(self, type: socketio.PacketType, namespace: str, data: Any = None) -> Unit:
@@ -810,6 +827,15 @@ class Automaton:
             return None
         size, self._decoding_size = self._decoding_size, 0
         namespace, data = message.namespace, message.data
+        if (
+            message.type is socketio.PacketType.EVENT
+            and self._stays.get(namespace) is Stay.ACTIVE
+            and not data[0].startswith(PREFIX)
+            and self._settings.action_rate is None
+        ):
+            # the usual case: an action, by which nothing changes
+            offset = self._take_offset(namespace, data) if self._offsets and message.id is None else None
+            return Action(namespace, data[0], tuple(data[1:]), message.id, size, offset)
         given = _PACKET_INPUTS[message.type]
         if given is StayInput.EVENT and namespace == "/":
             given = _EVENT_INPUTS[self.side].get(data[0], given)
@@ -880,7 +906,7 @@ def encode_action(
     if name.startswith(PREFIX):
         raise ValueError(f"action names that begin with {PREFIX} are reserved: {name!r}")
     unit = socketio.encode(socketio.Packet(socketio.PacketType.EVENT, namespace, [name, *args], id), protocol)
-    return _bounded(unit, max_attachments)
+    return unit if len(unit) == 1 else _bounded(unit, max_attachments)
 
 
 def _bounded(unit: Unit, max_attachments: int) -> Unit:

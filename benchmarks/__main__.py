@@ -1,0 +1,260 @@
+"""``python -m benchmarks``: run everything, in turn and several times over, and write what came out.
+
+One machine, one run: what is compared is the time that a server's process has used for one message, as the operating
+system counts it, so that neither the generator's speed nor the network's matters. Runs of different servers alternate,
+so that a busy moment of the machine meets all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from . import report
+from .processes import CORES, LOAD_CORE, ROOT, SERVER_CORE, generate, server
+
+OURS = [sys.executable, "-m", "benchmarks.servers.ours"]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A program to be measured, and how the generator talks to it."""
+
+    name: str
+    command: tuple[str, ...]
+    dialect: str = "socketio"
+    identify: bool = False
+
+
+def ours(name: str, *options: str) -> Server:
+    return Server(name, (*OURS, *options), identify=True)
+
+
+def carrier(name: str, which: str, dialect: str) -> Server:
+    return Server(name, (sys.executable, "-m", "benchmarks.servers.carriers", which), dialect)
+
+
+TRIO = ours("ours, Trio", "--loop", "trio")
+UVLOOP = ours("ours, asyncio+uvloop", "--loop", "uvloop")
+ASYNCIO = ours("ours, asyncio", "--loop", "asyncio")
+UVICORN = ours("ours, uvicorn", "--uvicorn")
+TRIO_STREAM = ours("ours, Trio, by stream", "--loop", "trio", "--by", "stream")
+UVLOOP_STREAM = ours("ours, asyncio+uvloop, by stream", "--loop", "uvloop", "--by", "stream")
+PYTHON = Server("python-socketio, uvicorn", (sys.executable, "-m", "benchmarks.servers.python_socketio"))
+NODE = Server("socket.io, Node", ("node", str(ROOT / "benchmarks" / "servers" / "node.js")))
+FLOORS = [
+    carrier("bare trio-websocket", "trio-websocket", "websocket"),
+    carrier("bare websockets, asyncio", "websockets", "websocket"),
+    carrier("bare websockets, asyncio+uvloop", "websockets-uvloop", "websocket"),
+    carrier("bare TCP, Trio", "tcp-trio", "tcp"),
+    carrier("bare TCP, AnyIO on uvloop", "tcp-anyio-uvloop", "tcp"),
+    carrier("bare TCP, uvloop's protocol", "tcp-protocol-uvloop", "tcp"),
+]
+PEERS = [PYTHON, NODE]
+EMBEDDED = [TRIO, UVLOOP, ASYNCIO]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Something that servers are made to do, and what of the outcome is compared."""
+
+    key: str
+    title: str
+    servers: list[Server]
+    load: dict[str, Any] = field(default_factory=dict)
+    figure: str = "cpu_us"
+    unit: str = "µs of the server's CPU per message"
+    #: how much of it has a quick run
+    quick: dict[str, Any] = field(default_factory=dict)
+
+
+_IDLE = [TRIO, UVLOOP, ASYNCIO, UVICORN]
+WORKS = [
+    Work(
+        "echo",
+        "Echo, 32 connections, one message of 60 characters under way on each",
+        [*EMBEDDED, UVICORN, TRIO_STREAM, UVLOOP_STREAM, *PEERS, *FLOORS],
+        {"work": "echo", "connections": 32},
+    ),
+    Work(
+        "echo-10",
+        "Echo, 32 connections, ten messages under way on each",
+        [*EMBEDDED, UVICORN, TRIO_STREAM, UVLOOP_STREAM, *PEERS],
+        {"work": "echo", "connections": 32, "in_flight": 10},
+    ),
+    Work(
+        "echo-16k",
+        "Echo, 32 connections, messages of 16,000 characters",
+        [*EMBEDDED, UVICORN, *PEERS],
+        {"work": "echo", "connections": 32, "size": 16_000},
+    ),
+    Work(
+        "echo-1000",
+        "Echo, 1,000 connections",
+        [*EMBEDDED, UVICORN, *PEERS],
+        {"work": "echo", "connections": 1000},
+    ),
+    Work(
+        "broadcast",
+        "Broadcast to 500 connections",
+        [*EMBEDDED, UVICORN, *PEERS],
+        {"work": "broadcast", "connections": 500},
+        unit="µs of the server's CPU per delivery",
+    ),
+    Work(
+        "connect",
+        "Connecting, identifying and leaving, 8 at a time",
+        [*EMBEDDED, UVICORN, *PEERS],
+        {"work": "connect", "connections": 8},
+        unit="µs of the server's CPU per client",
+    ),
+    Work(
+        "idle-1",
+        "2,000 idle connections, one handler each",
+        [ours(each.name, *each.command[len(OURS) :], "--handlers", "1") for each in _IDLE],
+        {"work": "idle", "connections": 2000},
+        figure="bytes_each",
+        unit="bytes of the server's memory per connection",
+        quick={"connections": 500},
+    ),
+    Work(
+        "idle-10",
+        "2,000 idle connections, ten handlers each (the peers: four for all)",
+        [*(ours(each.name, *each.command[len(OURS) :], "--handlers", "10") for each in _IDLE), *PEERS],
+        {"work": "idle", "connections": 2000},
+        figure="bytes_each",
+        unit="bytes of the server's memory per connection",
+        quick={"connections": 500},
+    ),
+    Work(
+        "polling",
+        "Echo by long-polling, 32 connections",
+        [*EMBEDDED, UVICORN, *PEERS],
+        {"work": "polling", "connections": 32},
+    ),
+    Work(
+        "flood",
+        "A flood of 20,000 actions of 1 KB at a handler that takes a millisecond for each",
+        [*EMBEDDED, UVICORN, *PEERS],
+        {"work": "flood", "size": 1000, "amount": 20_000},
+        figure="growth",
+        unit="bytes by which the server's memory grew",
+        quick={"amount": 2000},
+    ),
+]
+
+
+def run(work: Work, peer: Server, seconds: float, quick: bool) -> dict[str, float]:
+    """One measurement of one server, in a process made for it."""
+    with server(peer.command) as (pid, port):
+        load = {**work.load, **(work.quick if quick else {})}
+        return generate(port=port, pid=pid, dialect=peer.dialect, identify=peer.identify, seconds=seconds, **load)
+
+
+def imports(runs: int) -> dict[str, Any]:
+    """Milliseconds of CPU that importing takes, beyond the interpreter's own start."""
+
+    def once(code: str) -> float:
+        before = os.times()
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+        after = os.times()
+        return 1000 * (after.children_user + after.children_system - before.children_user - before.children_system)
+
+    names = {"brightsocket_anyio": "ours", "socketio": "python-socketio"}
+    bare = statistics.median(once("") for _ in range(3 * runs))
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(3 * runs):
+        for name, each in taken.items():
+            each.append(once(f"import {name}") - bare)
+    return {
+        "title": "Importing the package",
+        "unit": "ms of CPU beyond the interpreter's start",
+        "figure": "cpu_ms",
+        "servers": {names[name]: [{"cpu_ms": each} for each in figures] for name, figures in taken.items()},
+    }
+
+
+def machine() -> dict[str, str]:
+    """What has been measured with what."""
+    packages = [
+        "anyio",
+        "trio",
+        "uvloop",
+        "websockets",
+        "h11",
+        "orjson",
+        "trio-websocket",
+        "uvicorn",
+        "python-socketio",
+    ]
+    node = subprocess.run(["node", "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    lock = json.loads((ROOT / "tests" / "interop" / "package-lock.json").read_text("utf-8"))["packages"]
+    cpu = [line for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if line.startswith("model name")]
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "processor": cpu[0].partition(": ")[2] if cpu else platform.machine(),
+        "cores": str(len(CORES)),
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
+        "python": platform.python_version(),
+        "node": node.removeprefix("v"),
+        "socket.io": lock["node_modules/socket.io-4"]["version"],
+        **{package: version(package) for package in packages},
+    }
+
+
+def main() -> None:
+    """Measure, and write it down."""
+    parser = argparse.ArgumentParser(prog="nox -s bench --", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one short run of the most important figures")
+    parser.add_argument("--only", metavar="WORK", nargs="+", choices=[*(work.key for work in WORKS), "import"])
+    parser.add_argument("--servers", metavar="NAME", nargs="+", help="only those whose names have one of these in them")
+    parser.add_argument("--runs", type=int, help="how often each is measured")
+    parser.add_argument("--seconds", type=float, help="how long each measurement lasts")
+    parser.add_argument("--output", type=Path, help="the folder for the table, the JSON and the plot")
+    options = parser.parse_args()
+    runs = options.runs or (1 if options.quick else 5)
+    seconds = options.seconds or (1 if options.quick else 3)
+    keys = options.only or ([each.key for each in WORKS if each.key != "flood"] if options.quick else None)
+    print(f"servers on core {SERVER_CORE}, the generator on core {LOAD_CORE}", flush=True)
+    if SERVER_CORE == LOAD_CORE:
+        print("there is one core only: times are still the server's own, throughput is not", flush=True)
+    outcome: dict[str, Any] = {"machine": machine(), "runs": runs, "seconds": seconds, "works": {}}
+    began = time.monotonic()
+    for work in WORKS:
+        if keys is not None and work.key not in keys:
+            continue
+        servers = [each for each in work.servers if not options.servers or any(s in each.name for s in options.servers)]
+        if options.quick:
+            servers = [each for each in servers if each not in FLOORS]
+        measured: dict[str, list[dict[str, float]]] = {each.name: [] for each in servers}
+        for _ in range(runs):
+            for each in servers:
+                measured[each.name].append(run(work, each, seconds, options.quick))
+        outcome["works"][work.key] = {
+            "title": work.title,
+            "unit": work.unit,
+            "figure": work.figure,
+            "servers": measured,
+        }
+        print(report.table(outcome["works"][work.key]), flush=True)
+    if keys is None or "import" in keys:
+        outcome["works"]["import"] = imports(runs)
+        print(report.table(outcome["works"]["import"]), flush=True)
+    print(f"{time.monotonic() - began:.0f} seconds", flush=True)
+    if options.output is not None:
+        report.write(outcome, options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What the benchmark has found, as tables, JSON and a plot."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+#: what the others are compared with
+PYTHON, NODE = "python-socketio", "socket.io, Node"
+#: above this share of its core, the generator has held up the server
+BUSY = 0.9
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
+
+
+def _median(results: list[dict[str, float]], figure: str) -> float:
+    return statistics.median(each[figure] for each in results)
+
+
+def _of(servers: dict[str, list[dict[str, float]]], prefix: str, figure: str) -> float | None:
+    for name, results in servers.items():
+        if name.startswith(prefix):
+            return _median(results, figure)
+    return None
+
+
+def _held_up(result: dict[str, float]) -> bool:
+    """Whether the generator, and not the server, was the bottleneck."""
+    return result.get("generator_load", 0) > BUSY and result["server_load"] < BUSY
+
+
+def table(work: dict[str, Any]) -> str:
+    """One work's figures, as a table in Markdown: the figure that is compared, its ratios, the throughput."""
+    figure, servers = work["figure"], work["servers"]
+    python, node = _of(servers, PYTHON, figure), _of(servers, NODE, figure)
+    lines = [
+        f"### {work['title']}",
+        "",
+        f"| {work['unit']} | min | median | max | × python-socketio | × socket.io on Node | per second |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    held_up = died = False
+    for name, results in servers.items():
+        values = [each[figure] for each in results]
+        median = statistics.median(values)
+        ratios = [f"{median / other:.2f}" if other else "" for other in (python, node)]
+        rate = _number(_median(results, "per_second")) if "per_second" in results[0] else ""
+        if any(_held_up(each) for each in results):
+            held_up = True
+            rate += " *"
+        if any(not each.get("survived", 1) for each in results):
+            died = True
+            name += " †"
+        row = [name, _number(min(values)), _number(median), _number(max(values)), *ratios, rate]
+        lines.append(f"| {' | '.join(row)} |")
+    lines.append("")
+    if held_up:
+        lines += ["\\* held up by the generator, whose core was busy while the server's was not.", ""]
+    if died:
+        lines += ["† the client was disconnected before all was handled.", ""]
+    return "\n".join(lines)
+
+
+def write(outcome: dict[str, Any], folder: Path) -> None:
+    """Write ``benchmark.md``, ``benchmark.json`` and ``benchmark.png``."""
+    machine = ", ".join(f"{name} {value}" for name, value in outcome["machine"].items())
+    lines = [
+        f"Each figure: {outcome['runs']} runs of {outcome['seconds']:g} seconds, taken in turn. {machine}.",
+        "",
+        *(table(work) for work in outcome["works"].values()),
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "benchmark.md").write_text("\n".join(lines), "utf-8")
+    (folder / "benchmark.json").write_text(json.dumps(outcome, indent=1) + "\n", "utf-8")
+    plot(outcome["works"], folder / "benchmark.png")
+
+
+def plot(works: dict[str, Any], path: Path) -> None:
+    """A bar for each server in each work, with its range."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    columns = 2
+    rows = -(-len(works) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(13, 3.2 * rows), layout="constrained", squeeze=False)
+    for axis in axes.flat[len(works) :]:
+        axis.remove()
+    for axis, work in zip(axes.flat, works.values(), strict=False):
+        names = list(work["servers"])
+        values = [[each[work["figure"]] for each in results] for results in work["servers"].values()]
+        middles = [statistics.median(each) for each in values]
+        spread = [
+            [middle - min(each) for middle, each in zip(middles, values, strict=True)],
+            [max(each) - middle for middle, each in zip(middles, values, strict=True)],
+        ]
+        colours = ["#2a6fb0" if name.startswith("ours") else "#b0b0b0" for name in names]
+        axis.barh(names, middles, xerr=spread, color=colours, ecolor="#404040", capsize=2)
+        axis.invert_yaxis()
+        axis.set_title(work["title"], fontsize=9)
+        axis.set_xlabel(work["unit"], fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

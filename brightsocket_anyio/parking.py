@@ -1,0 +1,62 @@
+"""Where one task waits to be woken, time and again."""
+
+from __future__ import annotations
+
+import asyncio
+
+import anyio
+import trio
+
+
+class Parking:
+    """Like an :class:`anyio.Event`, for one task that waits often: an event is for once, and each wait needs a new one,
+    which costs as much as the wait itself.
+
+    Nothing is remembered: to wake without somebody who waits has no effect.
+    """
+
+    __slots__ = ("_future", "_task")
+
+    def __init__(self) -> None:
+        self._task: trio.lowlevel.Task | None = None
+        self._future: asyncio.Future[None] | None = None
+
+    @property
+    def taken(self) -> bool:
+        """Whether a task waits that has not been woken."""
+        return self._task is not None or self._future is not None
+
+    async def wait(self) -> None:
+        """Wait for :meth:`wake`. Safe to cancel.
+
+        :raises anyio.BusyResourceError: another task waits.
+        """
+        if self._task is not None or self._future is not None:
+            raise anyio.BusyResourceError("waiting at")
+        if trio.lowlevel.in_trio_task():
+            self._task = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._abort)
+            return
+        future = self._future = asyncio.get_running_loop().create_future()
+        try:
+            await future
+        finally:
+            if self._future is future:
+                self._future = None
+
+    def wake(self) -> bool:
+        """Wake the task that waits, if one does; returns whether one did."""
+        if self._task is not None:
+            task, self._task = self._task, None
+            trio.lowlevel.reschedule(task)
+            return True
+        if self._future is not None:
+            future, self._future = self._future, None
+            if not future.done():
+                future.set_result(None)
+                return True
+        return False
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED

@@ -1,0 +1,276 @@
+"""Sockets of the embedded server that can be written to without a task switch, and on asyncio read with fewer steps.
+
+Most messages are small and find the system's buffer empty: to hand them over at once spares the writer's task, its lock
+and its deadline, which are half of what an echo costs. :func:`writer_of` finds out where that is possible; everywhere
+else (TLS, other streams) messages go the usual way.
+
+What :class:`AsyncioStream` saves: AnyIO's stream starts and stops reading around each ``receive`` (two system calls)
+and has no way to write without waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, cast
+
+import anyio
+import anyio.abc
+import trio
+from anyio.abc import SocketAttribute
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
+
+#: bytes that may have been read and not been received before reading pauses
+_READ_AHEAD = 65_536
+
+#: takes as many bytes as it can at once, perhaps none, and returns how many; never waits, never raises
+Write = Callable[[bytes], int]
+
+
+def writer_of(stream: anyio.abc.ByteStream) -> Write | None:
+    """How to write to a stream at once, while nobody sends on it; ``None`` if that is not possible."""
+    return stream.send_nowait if isinstance(stream, AsyncioStream | TrioStream) else None
+
+
+class TrioStream(anyio.abc.ByteStream):
+    """A connected socket on Trio: AnyIO's stream, which it owns, but for the reading."""
+
+    def __init__(self, stream: anyio.abc.SocketStream) -> None:
+        self._stream = stream
+        self._raw = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 (Django's is another)
+        self._reading = False
+        self._closed = False
+
+    async def receive(self, max_bytes: int = 65_536) -> bytes:
+        if self._reading:
+            raise anyio.BusyResourceError("reading from")
+        if self._closed:
+            await checkpoint()
+            raise anyio.ClosedResourceError
+        self._reading = True
+        try:
+            # first, since there is hardly ever something to read that soon
+            await trio.lowlevel.wait_readable(self._raw)
+            data = self._raw.recv(max_bytes)
+        except trio.ClosedResourceError as exc:
+            raise anyio.ClosedResourceError from exc
+        except BlockingIOError:
+            # somebody else has read it; AnyIO's own way waits as long as it takes
+            return await self._stream.receive(max_bytes)
+        except OSError as exc:
+            if self._closed:
+                raise anyio.ClosedResourceError from exc
+            raise anyio.BrokenResourceError from exc
+        finally:
+            self._reading = False
+        if not data:
+            raise anyio.EndOfStream
+        return data
+
+    def send_nowait(self, data: bytes) -> int:
+        """Send as much of the data as there is room for; returns how many bytes."""
+        try:
+            return self._raw.send(data)
+        except OSError:
+            # there is no room, or the stream is at its end, which the next one to use it hears
+            return 0
+
+    async def send(self, item: bytes) -> None:
+        await self._stream.send(item)
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        self._closed = True
+        await self._stream.aclose()
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return self._stream.extra_attributes
+
+
+async def accept(listener: anyio.abc.SocketListener) -> anyio.abc.ByteStream:
+    """Wait for the next connection of a listener: as AnyIO accepts it, or, of AnyIO's own listeners, one of ours.
+
+    :raises OSError: it could not be accepted.
+    :raises anyio.BrokenResourceError: the same.
+    """
+    match type(listener).__module__:
+        case "anyio._backends._asyncio":
+            return await _accept(listener.extra(SocketAttribute.raw_socket))  # noqa: S610
+        case "anyio._backends._trio":
+            return TrioStream(await listener.accept())
+    return await listener.accept()
+
+
+async def _accept(listener: socket.socket) -> AsyncioStream:
+    loop = asyncio.get_running_loop()
+    try:
+        connected, _ = await loop.sock_accept(listener)
+    except asyncio.CancelledError:
+        # as AnyIO does: https://bugs.python.org/issue41317
+        with contextlib.suppress(ValueError, NotImplementedError):
+            loop.remove_reader(listener)
+        raise
+    _, stream = await loop.connect_accepted_socket(AsyncioStream, connected)
+    return stream
+
+
+class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
+    """A connected socket on asyncio, as AnyIO's byte stream: who made it closes it.
+
+    Reading goes on until 64 KiB wait to be received. One task may receive while another one sends.
+    """
+
+    _transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self._chunks: deque[bytes] = deque()
+        self._size = 0
+        self._paused = False
+        self._eof = False
+        self._closed = False
+        #: whether the loop has given the socket up, and why
+        self._lost = False
+        self._cause: Exception | None = None
+        self._readable: asyncio.Future[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self._full = False
+
+    # -- for the loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        # so that what has been sent has left the program, as with AnyIO's
+        self._transport.set_write_buffer_limits(0)
+
+    def data_received(self, data: bytes) -> None:
+        self._chunks.append(data)
+        self._size += len(data)
+        if self._size >= _READ_AHEAD and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake_reader()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        self._wake_reader()
+        return True
+
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+        self._wake_writer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        self._cause = exc
+        self._wake_reader()
+        self._wake_writer()
+
+    # -- for the stream's user
+
+    async def receive(self, max_bytes: int = 65_536) -> bytes:
+        if self._readable is not None:
+            raise anyio.BusyResourceError("reading from")
+        if self._chunks or self._eof or self._lost or self._closed:
+            await checkpoint()
+        else:
+            self._readable = asyncio.get_running_loop().create_future()
+            try:
+                await self._readable
+            finally:
+                self._readable = None
+        if self._closed:
+            raise anyio.ClosedResourceError
+        if not self._chunks:
+            if self._cause is not None:
+                raise anyio.BrokenResourceError from self._cause
+            raise anyio.EndOfStream
+        chunk = self._chunks.popleft()
+        if len(chunk) > max_bytes:
+            self._chunks.appendleft(chunk[max_bytes:])
+            chunk = chunk[:max_bytes]
+        self._size -= len(chunk)
+        if self._paused and self._size < _READ_AHEAD:
+            self._paused = False
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
+        return chunk
+
+    def send_nowait(self, data: bytes) -> int:
+        """Send all of the data at once, if nothing has to be waited for; returns how much was taken: all or nothing."""
+        if self._full or self._closed or self._lost or self._writable is not None or self._transport.is_closing():
+            return 0
+        self._transport.write(data)
+        return len(data)
+
+    async def send(self, item: bytes) -> None:
+        if self._writable is not None:
+            raise anyio.BusyResourceError("writing to")
+        await checkpoint_if_cancelled()
+        await self._wait_writable()
+        self._transport.write(item)
+        if self._full:
+            await self._wait_writable()
+        else:
+            with anyio.CancelScope(shield=True):
+                await checkpoint()
+
+    async def _wait_writable(self) -> None:
+        self._check()
+        if self._full:
+            self._writable = asyncio.get_running_loop().create_future()
+            try:
+                await self._writable
+            finally:
+                self._writable = None
+            self._check()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise anyio.ClosedResourceError
+        if self._lost or self._transport.is_closing():
+            raise anyio.BrokenResourceError from self._cause
+
+    async def send_eof(self) -> None:
+        with contextlib.suppress(OSError):
+            self._transport.write_eof()
+
+    async def aclose(self) -> None:
+        """Close the socket; what was sent has left the program, but for what a ``send`` that was cancelled left."""
+        self._closed = True
+        self._transport.abort()
+        self._wake_reader()
+        self._wake_writer()
+        await checkpoint()
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        info = self._transport.get_extra_info
+        attributes: dict[Any, Callable[[], Any]] = {SocketAttribute.raw_socket: partial(info, "socket")}
+        if (local := info("sockname")) is not None:
+            attributes[SocketAttribute.local_address] = lambda: _address(local)
+        if peer := info("peername"):
+            attributes[SocketAttribute.remote_address] = lambda: _address(peer)
+        return attributes
+
+    def _wake_reader(self) -> None:
+        if self._readable is not None and not self._readable.done():
+            self._readable.set_result(None)
+
+    def _wake_writer(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+
+
+def _address(address: Any) -> Any:
+    """As AnyIO gives it: of IPv6's four values two."""
+    return address[:2] if isinstance(address, tuple) else address

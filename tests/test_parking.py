@@ -1,0 +1,78 @@
+"""Where one task waits to be woken, time and again."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from brightsocket_anyio.parking import Parking
+
+from .support import until
+
+
+async def test_whoever_waits_is_woken_each_time() -> None:
+    parking = Parking()
+    woken = 0
+
+    async def wait() -> None:
+        nonlocal woken
+        while True:
+            await parking.wait()
+            woken += 1
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(wait)
+        for number in range(3):
+            await until(lambda: parking.taken)
+            parking.wake()
+            assert not parking.taken
+            # once more is no more than once
+            parking.wake()
+            await until(lambda: parking.taken)
+            assert woken == number + 1
+        tg.cancel_scope.cancel()
+    assert not parking.taken
+
+
+async def test_a_call_before_anybody_waits_is_forgotten() -> None:
+    parking = Parking()
+    parking.wake()
+    with anyio.move_on_after(0.01) as scope:
+        await parking.wait()
+    assert scope.cancelled_caught
+
+
+async def test_whoever_is_cancelled_leaves_the_place() -> None:
+    parking = Parking()
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(parking.wait)
+        await until(lambda: parking.taken)
+        tg.cancel_scope.cancel()
+    assert not parking.taken
+    parking.wake()
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(parking.wait)
+        await until(lambda: parking.taken)
+        parking.wake()
+
+
+async def test_there_is_room_for_one() -> None:
+    parking = Parking()
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(parking.wait)
+        await until(lambda: parking.taken)
+        with pytest.raises(anyio.BusyResourceError):
+            await parking.wait()
+        parking.wake()
+
+
+async def test_a_task_that_is_cancelled_as_it_is_woken_does_not_keep_the_place() -> None:
+    parking = Parking()
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(parking.wait)
+        await until(lambda: parking.taken)
+        parking.wake()
+        tg.cancel_scope.cancel()
+    await checkpoint()
+    assert not parking.taken

@@ -1,0 +1,189 @@
+"""The embedded server's own streams: they keep what AnyIO promises of a byte stream, and write without waiting."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.abc
+import pytest
+from anyio.abc import SocketAttribute
+from anyio.streams.stapled import MultiListener
+
+from brightsocket_anyio.transports.sockets import accept, writer_of
+
+from .support import until
+
+MEGABYTE = b"x" * 1_000_000
+
+
+@asynccontextmanager
+async def pair(host: str = "127.0.0.1") -> AsyncIterator[tuple[Any, anyio.abc.SocketStream]]:
+    """One of our streams, and AnyIO's at its other end."""
+    multi: MultiListener[Any] = await anyio.create_tcp_listener(local_host=host)
+    listener: Any = multi.listeners[0]
+    streams: list[Any] = []
+
+    async def take() -> None:
+        streams.append(await accept(listener))
+
+    async with multi:
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(take)
+            there = await anyio.connect_tcp(host, listener.extra(SocketAttribute.local_port))
+        async with streams[0] as here, there:
+            yield here, there
+
+
+async def send_for_ever(stream: anyio.abc.ByteStream) -> None:
+    while True:
+        await stream.send(MEGABYTE)
+
+
+async def test_bytes_both_ways_until_the_end() -> None:
+    async with pair() as (here, there):
+        await here.send(b"hello")
+        assert await there.receive() == b"hello"
+        await there.send(b"goodbye")
+        assert await here.receive(4) == b"good"
+        assert await here.receive() == b"bye"
+        await there.send_eof()
+        with pytest.raises(anyio.EndOfStream):
+            await here.receive()
+        await here.send(b"after the end")
+        await here.send_eof()
+        assert await there.receive() == b"after the end"
+        with pytest.raises(anyio.EndOfStream):
+            await there.receive()
+
+
+async def test_a_peer_that_does_not_read_holds_back_who_sends() -> None:
+    async with pair() as (here, there):
+        sent = received = 0
+
+        async def send() -> None:
+            nonlocal sent
+            for _ in range(20):
+                await here.send(MEGABYTE)
+                sent += 1
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(send)
+            with anyio.move_on_after(0.2):
+                await until(lambda: sent == 20)
+            assert sent < 20
+            while received < 20 * len(MEGABYTE):
+                received += len(await there.receive())
+
+
+async def test_who_does_not_receive_holds_back_the_peer() -> None:
+    async with pair() as (here, there):
+        sent = received = 0
+
+        async def send() -> None:
+            nonlocal sent
+            for _ in range(20):
+                await there.send(MEGABYTE)
+                sent += 1
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(send)
+            with anyio.move_on_after(0.2):
+                await until(lambda: sent == 20)
+            assert sent < 20
+            while received < 20 * len(MEGABYTE):
+                received += len(await here.receive())
+
+
+async def test_writing_without_waiting() -> None:
+    async with pair() as (here, there):
+        write = writer_of(here)
+        assert write is not None
+        assert write(b"hello") == 5
+        assert await there.receive() == b"hello"
+        written = 0
+        while taken := write(MEGABYTE):
+            written += taken
+        # nothing has room: what follows waits, and comes after it
+        received = b""
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(here.send, b"!")
+            while not received.endswith(b"!"):
+                received += await there.receive()
+        assert len(received) == written + 1
+
+
+async def test_who_waits_hears_that_the_stream_is_closed() -> None:
+    async with pair() as (here, _):
+
+        async def receive() -> None:
+            with pytest.raises(anyio.ClosedResourceError):
+                await here.receive()
+
+        async def send() -> None:
+            with pytest.raises(anyio.ClosedResourceError):
+                await send_for_ever(here)
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(receive)
+            tg.start_soon(send)
+            await anyio.wait_all_tasks_blocked()
+            await here.aclose()
+        write = writer_of(here)
+        assert write is not None
+        assert write(b"late") == 0
+        with pytest.raises(anyio.ClosedResourceError):
+            await here.receive()
+        with pytest.raises(anyio.ClosedResourceError):
+            await here.send(b"late")
+
+
+async def test_a_peer_that_breaks_off() -> None:
+    async with pair() as (here, there):
+        raw = there.extra(SocketAttribute.raw_socket)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+        await anyio.aclose_forcefully(there)
+        with pytest.raises((anyio.BrokenResourceError, anyio.EndOfStream)):
+            await here.receive()
+        with pytest.raises(anyio.BrokenResourceError):
+            await send_for_ever(here)
+        write = writer_of(here)
+        assert write is not None
+        assert write(b"late") == 0
+
+
+async def test_two_readers_are_one_too_many() -> None:
+    async with pair() as (here, _), anyio.create_task_group() as tg:
+
+        async def receive() -> None:
+            await here.receive()
+
+        tg.start_soon(receive)
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(anyio.BusyResourceError):
+            await here.receive()
+        tg.cancel_scope.cancel()
+
+
+async def test_cancelled_receiving_loses_nothing() -> None:
+    async with pair() as (here, there):
+        for _ in range(20):
+            with anyio.move_on_after(0.001):
+                await here.receive()
+        await there.send(b"whole")
+        assert await here.receive() == b"whole"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_addresses(host: str) -> None:
+    async with pair(host) as (here, there):
+        assert here.extra(SocketAttribute.remote_address) == there.extra(SocketAttribute.local_address)
+        assert here.extra(SocketAttribute.local_address) == there.extra(SocketAttribute.remote_address)
+
+
+async def test_other_streams_are_written_to_in_the_usual_way() -> None:
+    async with pair() as (_, there):
+        assert writer_of(there) is None
