@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextvars
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -101,7 +100,7 @@ class _Stream(Receiver, ObjectReceiveStream[Any]):
         self._closed = False
         self._end: End | None = None
 
-    def put(self, item: Item, *, answer: bool) -> None:
+    def put(self, item: Item) -> None:
         self.buffer.push(item)
         self._wake()
 
@@ -182,13 +181,10 @@ class Handler(Receiver):
         self._failed = failed
         self._submitted = 0
         self._running = 0
-        #: for each item of the buffer, whom to answer
-        self._callers: deque[ConnectionCore | None] = deque()
         self.core: ConnectionCore | None = None
 
-    def put(self, item: Item, *, answer: bool) -> None:
+    def put(self, item: Item) -> None:
         self.buffer.push(item)
-        self._callers.append(self.core if answer else None)
         self._submit()
 
     def _submit(self) -> None:
@@ -201,14 +197,13 @@ class Handler(Receiver):
         self._submitted -= 1
         self._running += 1
         item = self.buffer.pop()
-        caller = self._callers.popleft()
         self.freed()
         if self._limit > 1:
             self._submit()
         try:
             result = await self._function(*item.args)
-            if caller is not None:
-                await caller.answer(item.question, result if isinstance(result, tuple) else (result,))
+            if item.question is not None and item.answerer is self:
+                await item.question.core.answer(item.question, result if isinstance(result, tuple) else (result,))
         except Exception as exc:
             if self._failed is None:
                 raise
@@ -231,6 +226,7 @@ class _Call:
 class Question:
     """A call of the peer's, which can be answered on the session that brought it only."""
 
+    core: ConnectionCore
     session: Session
     id: int
 
@@ -284,7 +280,8 @@ class ConnectionCore:
         self._filters: list[Callable[..., Awaitable[Any]]] = []
         self._streams: set[_Stream] = set()
         self._calls: dict[int, _Call] = {}
-        self._call_slots = anyio.Semaphore(settings.max_calls, fast_acquire=True)
+        #: made at the first call, which most connections never make
+        self._call_slots: anyio.Semaphore | None = None
         #: what is to be sent once the connection is accepted, with its sender, and its offset for the journal
         self._held: list[tuple[Unit, object | None, str | None]] = []
         self._held_size = 0
@@ -504,6 +501,8 @@ class ConnectionCore:
         await self._decided.wait()
 
     async def call(self, action: str, args: tuple[Any, ...]) -> Any:
+        if self._call_slots is None:
+            self._call_slots = anyio.Semaphore(self.settings.max_calls, fast_acquire=True)
         async with self._call_slots:
             self.check()
             id = next(self._ids)
@@ -548,7 +547,7 @@ class ConnectionCore:
 
     def deliver(self, action: str, args: tuple[Any, ...], id: int | None, size: int) -> bool:
         """Take an action that has arrived; returns False when even the overflow is full."""
-        question = None if id is None else Question(self.session, id)
+        question = None if id is None else Question(self, self.session, id)
         return self.ended is not None or self.inbox.add(action, args, question, size)
 
     def resolve(self, id: int, args: tuple[Any, ...]) -> None:
@@ -565,7 +564,7 @@ class ConnectionCore:
             if not rest:
                 raise self.ended.exception()
             for item in rest:
-                stream.put(item, answer=False)
+                stream.put(item)
             stream.end(self.ended)
             return stream
         self._streams.add(stream)

@@ -13,28 +13,36 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import Any, Final
 
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One action that has arrived. ``question``: the peer waits for an answer. ``filtered``: all filters have let it
-    pass."""
+    """One action that has arrived. ``question``: the peer waits for an answer, which ``answerer`` gives. ``filtered``:
+    all filters have let it pass."""
 
     args: tuple[Any, ...]
     question: Any
     size: int
     order: int
     filtered: bool = False
+    answerer: Receiver | None = None
+
+
+_NO_ITEMS: Final[deque[Item]] = deque(maxlen=0)
 
 
 class Buffer:
-    """A bounded queue of items that counts them and their bytes; one that is larger than the bound goes in alone."""
+    """A bounded queue of items that counts them and their bytes; one that is larger than the bound goes in alone.
+
+    It has no deque of its own before the first item: an idle connection has two buffers for each of its handlers, and
+    an empty deque takes 600 bytes.
+    """
 
     __slots__ = ("items", "max_items", "max_size", "size")
 
     def __init__(self, max_items: int, max_size: int) -> None:
-        self.items: deque[Item] = deque()
+        self.items: deque[Item] = _NO_ITEMS
         self.size: int = 0
         self.max_items: int = max_items
         self.max_size: int = max_size
@@ -46,15 +54,21 @@ class Buffer:
         return len(self.items) < times * self.max_items and self.size + size <= times * self.max_size
 
     def push(self, item: Item) -> None:
+        if self.items is _NO_ITEMS:
+            self.items = deque()
         self.items.append(item)
         self.size += item.size
 
     def push_back(self, item: Item) -> None:
+        if self.items is _NO_ITEMS:
+            self.items = deque()
         self.items.appendleft(item)
         self.size += item.size
 
     def insert(self, item: Item) -> None:
         """Put an item in its place by its order."""
+        if self.items is _NO_ITEMS:
+            self.items = deque()
         self.items.insert(sum(other.order < item.order for other in self.items), item)
         self.size += item.size
 
@@ -78,8 +92,9 @@ class Receiver(ABC):
         self.action = ""
 
     @abstractmethod
-    def put(self, item: Item, *, answer: bool) -> None:
-        """Take an item, for which there is room. :param answer: the peer's call is this receiver's to answer."""
+    def put(self, item: Item) -> None:
+        """Take an item, for which there is room. If the peer made a call, and this receiver is the item's answerer, it
+        is this one's to answer."""
 
     def freed(self) -> None:
         """To be called when room has come free in the buffer."""
@@ -242,11 +257,12 @@ class Inbox:
             self._drop_overflow()
             return
         if len(lane.receivers) == 1 and item.question is None:
-            lane.receivers[0].put(item, answer=False)
+            lane.receivers[0].put(item)
             return
         answerer = next((receiver for receiver in lane.receivers if receiver.answers), None)
+        item.answerer = answerer
         for receiver in list(lane.receivers):
-            receiver.put(item, answer=receiver is answerer and item.question is not None)
+            receiver.put(item)
         if answerer is None and item.question is not None:
             self._answer(item)
 

@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import anyio
 from anyio.abc import TaskGroup
@@ -112,7 +112,7 @@ class Outbox:
         self._max_bytes = max_bytes
         self._units: deque[tuple[Unit, int, object | None]] = deque()
         self._size = 0
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: list[_Waiting] = []
         self._filled = Parking()
         self._emptied: anyio.Event | None = None
         self._closed = False
@@ -215,7 +215,7 @@ class Outbox:
         """Take nothing more; whoever waits for room hears it. What is in may still be sent."""
         self._closed = True
         while self._waiting:
-            self._waiting.popleft().over.set()
+            self._waiting.pop(0).over.set()
 
     def close(self) -> None:
         """Nothing is sent any more."""
@@ -255,7 +255,7 @@ class Outbox:
 
     def _admit(self) -> None:
         while self._waiting and self._has_room(self._waiting[0].size):
-            waiting = self._waiting.popleft()
+            waiting = self._waiting.pop(0)
             self._append(waiting.unit, waiting.size, waiting.sender)
             waiting.taken = True
             if waiting.placed is not None:
@@ -266,6 +266,11 @@ class Outbox:
         if self._emptied is not None:
             self._emptied.set()
             self._emptied = None
+
+
+def _prompt(transport: Transport) -> PromptTransport | None:
+    # isinstance with a protocol would take longer than all else that begins a session
+    return cast("PromptTransport", transport) if hasattr(transport, "send_nowait") else None
 
 
 def _size(unit: Unit) -> int:
@@ -297,7 +302,7 @@ class Session:
     ) -> None:
         self.automaton = automaton
         self.transport: Transport = transport
-        self._prompt = transport if isinstance(transport, PromptTransport) else None
+        self._prompt = _prompt(transport)
         #: whether the session may leave its transport for another
         self._may_change = transport.name == "polling"
         #: how many times in a row it was written to at once
@@ -717,7 +722,7 @@ class Session:
 
     def _change_road(self, road: Transport, rest: list[Packet]) -> None:
         self.transport = road
-        self._prompt = road if isinstance(road, PromptTransport) else None
+        self._prompt = _prompt(road)
         self._may_change = False
         self.statistics.upgrades += 1
         self._pushed_back = rest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 from .protocol.engineio import Packet
 
@@ -62,7 +62,6 @@ class Transport(Protocol):
         ...
 
 
-@runtime_checkable
 class PromptTransport(Transport, Protocol):
     """A transport that can take packets at once, without a switch to the task that sends."""
 

@@ -17,9 +17,9 @@ class Taker(Receiver):
         self.answers = answers
         self.to_answer: list[Any] = []
 
-    def put(self, item: Item, *, answer: bool) -> None:
+    def put(self, item: Item) -> None:
         self.buffer.push(item)
-        if answer:
+        if item.question is not None and item.answerer is self:
             self.to_answer.append(item.args[0])
 
     @property
@@ -237,9 +237,9 @@ def test_nothing_is_handed_on_before_acceptance_and_then_everything_in_the_order
     order: list[Any] = []
 
     class Noting(Taker):
-        def put(self, item: Item, *, answer: bool) -> None:
+        def put(self, item: Item) -> None:
             order.append(item.args[0])
-            super().put(item, answer=answer)
+            super().put(item)
 
     for action in "ABC":
         box.attach(action, Noting())

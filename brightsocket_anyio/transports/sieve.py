@@ -28,13 +28,15 @@ class Sieve:
     :ivar closed: everything is the core's: the message that it is at has more fragments to come.
     """
 
-    __slots__ = ("_longest", "_mask", "_owed", "_rest", "closed")
+    __slots__ = ("_head", "_longest", "_mask", "_owed", "_rest", "closed")
 
     def __init__(self, *, masked: bool, max_size: int) -> None:
         self._mask = 0x80 if masked else 0
         self._longest = min(LONGEST, max_size)
         #: the beginning of a frame that is not all there
         self._rest = b""
+        #: what the core has of a frame whose head is not all there
+        self._head = b""
         #: bytes to come of a frame that is the core's
         self._owed = 0
         self.closed: bool = False
@@ -54,33 +56,62 @@ class Sieve:
                 yield data[position : position + taken]
                 position += taken
                 continue
-            if end - position < 2:
-                break
-            second = data[position + 1]
-            size, start = second & 0x7F, position + 2
-            if size == 126:
-                start += 2
-                size = int.from_bytes(data[position + 2 : start], "big")
-            elif size == 127:
-                start += 8
-                size = int.from_bytes(data[position + 2 : start], "big")
-            if end < start:
-                break
-            masked = second & 0x80
-            body = start + 4 if masked else start
-            if data[position] == _TEXT and masked == self._mask and size <= self._longest and not self.closed:
-                if end < body + size:
+            if self._head:
+                # byte by byte: the core refuses what it can before it has seen all of it
+                byte = data[position : position + 1]
+                position += 1
+                self._head += byte
+                if len(self._head) == _head_size(self._head):
+                    self._owed, self._head = _body_size(self._head), b""
+                yield byte
+                continue
+            head = data[position : position + 10]
+            size = _head_size(head)
+            mine = head[0] == _TEXT and not self.closed
+            if len(head) > 1:
+                mine = mine and head[1] & 0x80 == self._mask and size < 10
+            if len(head) < size:
+                if mine:
                     break
-                payload = data[body : body + size]
-                if masked:
-                    payload = apply_mask(payload, data[start:body])
+                self._head = head
+                yield head
+                return
+            start = position + size
+            total = _body_size(head)
+            length = total - 4 if self._mask else total
+            if mine and length <= self._longest:
+                if end < start + total:
+                    break
+                payload = data[start + total - length : start + total]
+                if self._mask:
+                    payload = apply_mask(payload, data[start : start + 4])
                 try:
                     text = str(payload, "utf-8")
                 except UnicodeDecodeError:
                     pass  # the core's to refuse
                 else:
-                    position = body + size
+                    position = start + total
                     yield text
                     continue
-            self._owed = body + size - position
+            self._owed = size + total
         self._rest = data[position:]
+
+
+def _head_size(head: bytes) -> int:
+    """How long a frame's head is, without the key, as far as its beginning tells."""
+    if len(head) < 2:
+        return 2
+    match head[1] & 0x7F:
+        case 126:
+            return 4
+        case 127:
+            return 10
+    return 2
+
+
+def _body_size(head: bytes) -> int:
+    """How much comes after a whole head: the key, where there is one, and the payload."""
+    size = head[1] & 0x7F
+    if size >= 126:
+        size = int.from_bytes(head[2 : _head_size(head)], "big")
+    return size + 4 if head[1] & 0x80 else size

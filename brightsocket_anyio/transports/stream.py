@@ -127,7 +127,7 @@ class WebSocket:
         self._tail = b""
         self._reading = anyio.ResourceGuard("receiving from")
         #: set when nothing more will be received: the peer's Close, a failure, or the end of the stream
-        self._ended = anyio.Event()
+        self._ended: anyio.Event | None = None
         self._leading = leading
         self._received: list[str | bytes] = []
         self._end: Exception | None = None
@@ -349,7 +349,8 @@ class WebSocket:
         if self._end is None:
             self._end = end
             self._fragments = bytearray()
-            self._ended.set()
+            if self._ended is not None:
+                self._ended.set()
 
     async def _answer(self) -> None:
         """Write the core's own frames: pongs and Close. A failure waits until the messages are delivered."""
@@ -416,7 +417,9 @@ class WebSocket:
                     self._received.clear()
                     core.data_to_send()
         except anyio.BusyResourceError:
-            await self._ended.wait()
+            if self._end is None:
+                self._ended = self._ended or anyio.Event()
+                await self._ended.wait()
 
     @property
     def _over(self) -> bool:

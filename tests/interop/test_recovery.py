@@ -136,6 +136,8 @@ async def test_our_client_gets_what_it_has_missed_from_a_stock_server(
                 proxy.refusing = True
                 proxy.cut()
                 assert await lines.next() == "lost"
+                # whoever notices first
+                await until(lambda: client.state == "reconnecting")
                 proxy.refusing = False
                 await until(lambda: client.state == "connected")
                 assert connection.recovered
