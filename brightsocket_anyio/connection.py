@@ -162,6 +162,8 @@ class Handler(Receiver):
     :param failed: told of what the function raises; where it is ``None``, that comes out of the workers' scope.
     """
 
+    __slots__ = ("_failed", "_function", "_limit", "_running", "_submitted", "_workers", "core")
+
     answers = True
 
     def __init__(
@@ -592,7 +594,10 @@ class ConnectionCore:
 
     def on(self, action: str, function: Callable[..., Any], limit: int) -> None:
         self.check()
-        self.attach(action, Handler(function, limit, self.settings, lambda: self._workers, self.fail))
+        self.attach(action, Handler(function, limit, self.settings, self._own_workers, self.fail))
+
+    def _own_workers(self) -> Workers:
+        return self._workers
 
     def add_filter(self, function: Callable[..., Any]) -> None:
         self.check()

@@ -84,6 +84,8 @@ class Receiver(ABC):
     :ivar answers: whether its result answers the peer's call.
     """
 
+    __slots__ = ("action", "buffer", "inbox")
+
     answers: bool = False
 
     def __init__(self, max_items: int, max_size: int) -> None:
