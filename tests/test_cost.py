@@ -6,19 +6,23 @@ raise one says in the commit what it is good for. Times, and how they compare wi
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
 import anyio
 import pytest
+import uvicorn
 
 import brightsocket_anyio
-from brightsocket_anyio import Brightsocket, Connection
+from brightsocket_anyio import Bound, Brightsocket, Connection
 
-from .support import identified, serving
+from .support import identified, serving, until
 
 PACKAGE = str(Path(brightsocket_anyio.__file__).parent)
 MESSAGES = 200
@@ -62,8 +66,8 @@ def api() -> Brightsocket:
     return api
 
 
-async def cost_of_an_echo(channel: str) -> Calls:
-    async with serving(api()) as bound, identified(bound, channel) as peer:
+async def cost_of_an_echo(channel: str, behind: Any = serving) -> Calls:
+    async with behind(api()) as bound, identified(bound, channel) as peer:
 
         async def echo(times: int) -> None:
             for _ in range(times):
@@ -80,6 +84,26 @@ async def cost_of_an_echo(channel: str) -> Calls:
 async def test_an_echo(channel: str, bound: float) -> None:
     calls = await cost_of_an_echo(channel)
     assert calls.count / MESSAGES <= bound, calls.by_function.most_common(60)
+
+
+@asynccontextmanager
+async def behind_uvicorn(api: Brightsocket) -> AsyncGenerator[Bound]:
+    """The API behind uvicorn, on the loop that runs already."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(api, ws="websockets-sansio", log_level="error"))
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(server.serve, [listener])
+            await until(lambda: server.started)
+            port = listener.getsockname()[1]
+            yield Bound((("127.0.0.1", port),), f"http://127.0.0.1:{port}")
+            server.should_exit = True
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "asyncio+uvloop"], indirect=True)
+async def test_an_echo_under_uvicorn() -> None:
+    """Whose ``send`` is not waited for, since it waits for nothing: it would cost a switch to another task."""
+    calls = await cost_of_an_echo("BY HANDLER", behind_uvicorn)
+    assert calls.count / MESSAGES <= 79, calls.by_function.most_common(60)
 
 
 async def test_a_broadcast() -> None:
