@@ -128,11 +128,14 @@ def stress(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Measure what messages and connections cost, beside others' servers; ``-- --quick`` takes a few minutes."""
+    """Measure what messages and connections cost, beside others' servers; ``-- --quick`` takes a few minutes.
+
+    The whole of it, without options, is what the documentation shows.
+    """
     need(session, "one of the peers runs on it", "node")
     install_node_packages(session, INTEROP)
     install(session, "bench")
-    session.run("python", "-m", "benchmarks", "--output", "docs/benchmark", *session.posargs)
+    session.run("python", "-m", "benchmarks", *(session.posargs or ["--output", "docs/benchmark"]))
 
 
 @nox.session

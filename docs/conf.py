@@ -10,7 +10,7 @@ project_copyright = f"2026, {author}"
 version = release = installed_version("brightsocket-anyio")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "benchmark/*.md"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from functools import partial
 from typing import Any, cast
@@ -12,6 +13,7 @@ import anyio.abc
 import trio
 import uvloop
 import websockets.asyncio.server
+import websockets.exceptions
 from trio_websocket import ConnectionClosed, WebSocketRequest, serve_websocket
 
 
@@ -60,8 +62,10 @@ async def websockets_echo() -> None:
     """The server of ``websockets``, as its documentation has it."""
 
     async def echo(connection: websockets.asyncio.server.ServerConnection) -> None:
-        async for message in connection:
-            await connection.send(message)
+        # at the end the generator is gone without a word
+        with contextlib.suppress(websockets.exceptions.ConnectionClosed):
+            async for message in connection:
+                await connection.send(message)
 
     async with websockets.asyncio.server.serve(echo, "127.0.0.1", 0, compression=None, backlog=1024) as server:
         print(server.sockets[0].getsockname()[1], flush=True)

@@ -1,0 +1,47 @@
+"""The benchmark runs: each kind of work, with a server of ours, for a moment. What it measures is no test's affair."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.report import table
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("work", ["echo", "broadcast", "connect", "idle-1", "polling", "flood"])
+def test_each_work_can_be_done(work: str) -> None:
+    options = ["--quick", "--only", work, "--servers", "ours, Trio", "--seconds", "0.1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *options], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ours, Trio")]
+    assert rows
+    for row in rows:
+        # processor time comes in ticks, of which a moment may have none; memory may be what was there before
+        assert float(row.split("|")[3].replace(",", "")) >= 0
+
+
+def test_a_table_has_ratios_and_says_who_was_held_up() -> None:
+    def result(cpu: float, generator: float, server: float) -> dict[str, float]:
+        return {"cpu_us": cpu, "per_second": 1000, "generator_load": generator, "server_load": server}
+
+    work = {
+        "title": "Echo",
+        "unit": "µs",
+        "figure": "cpu_us",
+        "servers": {
+            "ours": [result(10, 0.99, 0.3), result(30, 0.5, 1), result(20, 0.5, 1)],
+            "python-socketio, uvicorn": [result(80, 0.5, 1)],
+            "socket.io, Node": [result(10, 0.5, 1)],
+        },
+    }
+    lines = table(json.loads(json.dumps(work))).splitlines()
+    assert "| ours | 10.0 | 20.0 | 30.0 | 0.25 | 2.00 | 1,000 * |" in lines
+    assert "| python-socketio, uvicorn | 80.0 | 80.0 | 80.0 | 1.00 | 8.00 | 1,000 |" in lines
+    assert any(line.startswith("\\* held up") for line in lines)
