@@ -28,8 +28,6 @@ _BINARY_LENGTH = re.compile(rb"([\x00\x01])([\x00-\x09]{1,10})\xff")
 class PacketType(IntEnum):
     """What an Engine.IO packet is for; the value is the digit on the wire."""
 
-    __hash__ = int.__hash__  # Enum's own is Python code
-
     OPEN = 0
     CLOSE = 1
     PING = 2
@@ -38,6 +36,9 @@ class PacketType(IntEnum):
     UPGRADE = 5
     NOOP = 6
 
+
+# Enum's own is Python code, and every message is looked up by its type
+PacketType.__hash__ = int.__hash__  # type: ignore[method-assign]
 
 _DIGITS = tuple(str(type.value) for type in PacketType)
 _TYPES = {str(type.value): type for type in PacketType}

@@ -36,8 +36,6 @@ _NAMESPACE_WITH_QUERY = re.compile(r"(/[^\x00-\x1f,?\ud800-\udfff]{0,511})(?:\?(
 class PacketType(IntEnum):
     """What a Socket.IO packet is for; the value is the digit on the wire."""
 
-    __hash__ = int.__hash__  # Enum's own is Python code
-
     CONNECT = 0
     DISCONNECT = 1
     EVENT = 2
@@ -46,6 +44,9 @@ class PacketType(IntEnum):
     BINARY_EVENT = 5
     BINARY_ACK = 6
 
+
+# Enum's own is Python code, and every message is looked up by its type
+PacketType.__hash__ = int.__hash__  # type: ignore[method-assign]
 
 _TYPES = {str(type.value): type for type in PacketType}
 _TEXT_DIGITS = {PacketType.EVENT: "2", PacketType.ACK: "3"}

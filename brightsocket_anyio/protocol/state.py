@@ -52,8 +52,6 @@ class Side(enum.Enum):
 
 
 class Road(enum.Enum):
-    __hash__ = object.__hash__  # Enum's own is Python code
-
     OPENING = enum.auto()
     POLLING = enum.auto()
     OFFERED = enum.auto()
@@ -63,8 +61,6 @@ class Road(enum.Enum):
 
 
 class RoadInput(enum.Enum):
-    __hash__ = object.__hash__  # Enum's own is Python code
-
     OPEN_POLLING = enum.auto()
     OPEN_WEBSOCKET = enum.auto()
     OFFER = enum.auto()
@@ -75,8 +71,6 @@ class RoadInput(enum.Enum):
 
 
 class Stay(enum.Enum):
-    __hash__ = object.__hash__  # Enum's own is Python code
-
     ABSENT = enum.auto()
     CONNECTING = enum.auto()
     RECOVERING = enum.auto()
@@ -88,8 +82,6 @@ class Stay(enum.Enum):
 
 class StayInput(enum.Enum):
     """What moves a stay: the first group comes from the peer, the second is what this side does."""
-
-    __hash__ = object.__hash__  # Enum's own is Python code
 
     CONNECT = enum.auto()
     CONNECT_ERROR = enum.auto()
@@ -107,6 +99,26 @@ class StayInput(enum.Enum):
     REFUSE = enum.auto()
     NAME = enum.auto()
     LEAVE = enum.auto()
+
+
+class Timer(enum.Enum):
+    #: the next ping is due (the side that pings)
+    PING = enum.auto()
+    #: the peer has been silent for too long
+    SILENCE = enum.auto()
+    #: the next unasked pong is due, while reading is held back (the side that answers)
+    PONG = enum.auto()
+    #: reading has been held back for too long
+    STALL = enum.auto()
+    #: the session has had no namespace for too long
+    CONNECT = enum.auto()
+    #: the road that was offered has not been taken in time
+    UPGRADE = enum.auto()
+
+
+for _each in (Road, RoadInput, Stay, StayInput, Timer):
+    # Enum's own is Python code, and every message is looked up by some of these
+    _each.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 _R, _RI, _S, _SI = Road, RoadInput, Stay, StayInput
@@ -233,23 +245,6 @@ _EVENT_INPUTS: Final = {
     Side.SERVER: {IDENTIFY: _SI.IDENTIFY},
     Side.CLIENT: {IDENTIFIED: _SI.IDENTIFIED, REFUSED: _SI.REFUSED},
 }
-
-
-class Timer(enum.Enum):
-    __hash__ = object.__hash__  # Enum's own is Python code
-
-    #: the next ping is due (the side that pings)
-    PING = enum.auto()
-    #: the peer has been silent for too long
-    SILENCE = enum.auto()
-    #: the next unasked pong is due, while reading is held back (the side that answers)
-    PONG = enum.auto()
-    #: reading has been held back for too long
-    STALL = enum.auto()
-    #: the session has had no namespace for too long
-    CONNECT = enum.auto()
-    #: the road that was offered has not been taken in time
-    UPGRADE = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
