@@ -91,7 +91,7 @@ class Receiver(ABC):
     def __init__(self, max_items: int, max_size: int) -> None:
         self.buffer: Buffer = Buffer(max_items, max_size)
         self.inbox: Inbox | None = None
-        self.action = ""
+        self.action: str = ""
 
     @abstractmethod
     def put(self, item: Item) -> None:
