@@ -35,8 +35,8 @@ def add_channels(api: Brightsocket) -> None:
             raise Refused("as you wish")
 
         await connection.accept()
-        await api.pool.emit("JOINED", identity["name"])
         try:
+            await api.pool.emit("JOINED", identity["name"])
             await anyio.sleep_forever()
         finally:
             with anyio.CancelScope(shield=True):

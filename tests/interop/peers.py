@@ -208,8 +208,8 @@ def scenario_api() -> tuple[Brightsocket, Lines]:
 
     @api.connect("LEAVING")
     async def leaving(connection: Connection) -> None:
-        await connection.accept()
         try:
+            await connection.accept()
             await anyio.sleep_forever()
         finally:
             see("LEAVING left")

@@ -183,10 +183,11 @@ async def run(library: Library, script: Script, *, eio: int = 4, **settings: Any
         async def echo(*values: Any) -> tuple[Any, ...]:
             return values
 
-        await connection.accept()
         try:
+            await connection.accept()
             await anyio.sleep_forever()
         finally:
+            # a peer that hears of the acceptance may be gone again before this function does
             ends += 1
 
     def play(url: str) -> None:

@@ -83,8 +83,8 @@ class Stock:
         async def number(*values: Any) -> None:
             await connection.send("NUMBER", *values)
 
-        await connection.accept()
         try:
+            await connection.accept()
             await anyio.sleep_forever()
         finally:
             self.lines.append(["/chat left"])
