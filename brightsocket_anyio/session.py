@@ -113,7 +113,6 @@ class Outbox:
         self._units: deque[tuple[Unit, int, object | None]] = deque()
         self._size = 0
         self._waiting: list[_Waiting] = []
-        self._filled = Parking()
         self._emptied: anyio.Event | None = None
         self._closed = False
         #: once it is closed: the units with a sender that nobody has begun to send
@@ -209,7 +208,7 @@ class Outbox:
             self._size -= self._units.popleft()[1]
         if self._waiting:
             self._admit()
-        self._note_emptied()
+        self.note_emptied()
 
     def shut(self) -> None:
         """Take nothing more; whoever waits for room hears it. What is in may still be sent."""
@@ -223,26 +222,19 @@ class Outbox:
         self.unsent += [unit for unit, _, sender in self._units if sender is not None]
         self._units.clear()
         self._size = 0
-        self._note_emptied()
+        self.note_emptied()
 
     async def wait_emptied(self) -> None:
-        """Wait until some units have been sent, or none is any more."""
+        """Wait until some units have been sent, or none is any more, or all that has been sent is on its way."""
         if self._emptied is None:
             self._emptied = anyio.Event()
         await self._emptied.wait()
 
-    async def wait_filled(self) -> None:
-        """Wait until :meth:`rouse` is called: for the one task that sends the units, when there are none."""
-        await self._filled.wait()
-
-    def rouse(self) -> None:
-        """There is something for the task that sends the units."""
-        self._filled.wake()
-
-    @property
-    def idle(self) -> bool:
-        """Whether that task waits, and has not been roused."""
-        return self._filled.taken
+    def note_emptied(self) -> None:
+        """Wake those who wait for that."""
+        if self._emptied is not None:
+            self._emptied.set()
+            self._emptied = None
 
     def _has_room(self, size: int) -> bool:
         if not self._units:
@@ -261,11 +253,6 @@ class Outbox:
             if waiting.placed is not None:
                 waiting.placed()
             waiting.over.set()
-
-    def _note_emptied(self) -> None:
-        if self._emptied is not None:
-            self._emptied.set()
-            self._emptied = None
 
 
 def _prompt(transport: Transport) -> PromptTransport | None:
@@ -288,7 +275,6 @@ class Session:
     """
 
     task_group: TaskGroup
-    _io: TaskGroup
 
     def __init__(
         self,
@@ -305,7 +291,11 @@ class Session:
         self._prompt = _prompt(transport)
         #: whether the session may leave its transport for another
         self._may_change = transport.name == "polling"
-        #: how many times in a row it was written to at once
+        #: whether somebody sends what is in the outgoing buffer: its task, or :meth:`run`, which has not begun
+        self._writing = True
+        #: where that task waits while it does not; there is none before it is needed for the first time
+        self._filled: Parking | None = None
+        #: how many times it was written to at once since it was last read from, or its task had its turn
         self._run = 0
         self.settings = settings
         self.closed: bool = False
@@ -355,8 +345,10 @@ class Session:
         # cancelled, it has no time for a farewell
         deadline = float("-inf")
         try:
-            async with anyio.create_task_group() as self.task_group, anyio.create_task_group() as self._io:
-                self._io.start_soon(self._write)
+            async with anyio.create_task_group() as self.task_group:
+                self._writing = False
+                if not self._outbox.empty:
+                    self._post()
                 self.reschedule()
                 with self._reading:
                     if begin is not None:
@@ -373,7 +365,8 @@ class Session:
                             # the peer does not poll any more: it hears the rest, and the end, where it changes to
                             await self._changing.wait()
                         await self.flush()
-                self._io.cancel_scope.cancel()
+                # nothing else is left in there than what serves the session itself
+                self.task_group.cancel_scope.cancel()
         finally:
             self._cause = cause
             self.automaton.close()
@@ -430,18 +423,24 @@ class Session:
 
     def _post(self) -> None:
         """Something has been put into the outgoing buffer: send it at once, or have it sent."""
-        outbox = self._outbox
-        if not outbox.idle:
+        if self._writing:
             return
+        outbox = self._outbox
         if self._prompt is not None and self._run < RUN:
             packets, count = outbox.peek(BATCH_BYTES)
             if packets and self._prompt.send_nowait(packets):
                 self._run += 1
                 self.statistics.packets_sent += len(packets)
                 outbox.commit(count)
-                if self._prompt.flushed:
+                if self._prompt.flushed and outbox.empty:
                     return
-        outbox.rouse()
+        self._writing = True
+        if self._filled is None:
+            self._filled = Parking()
+            self.task_group.start_soon(self._write, name="writer")
+        else:
+            self._filled.wake()
+
 
     def _reply(self) -> None:
         for reply in self.automaton.replies():
@@ -455,7 +454,7 @@ class Session:
 
     async def flush(self) -> None:
         """Wait until everything that was accepted has been sent, or the session has ended."""
-        while not self._outbox.empty:
+        while self._writing:
             await self._outbox.wait_emptied()
 
     # -- the end
@@ -508,6 +507,7 @@ class Session:
                 packets, self._pushed_back = self._pushed_back, []
                 if not packets:
                     packets = await (self._receive() if self._may_change else self.transport.receive())
+                self._run = 0
                 await self._take(packets)
         except anyio.EndOfStream as exc:
             reason = "the peer closed the transport" + (f": {exc}" if str(exc) else "")
@@ -576,7 +576,10 @@ class Session:
                 if not packets and (self._prompt is None or self._prompt.flushed):
                     # others may write at once, for a bounded time
                     self._run = 0
-                    await self._outbox.wait_filled()
+                    self._writing = False
+                    self._outbox.note_emptied()
+                    assert self._filled is not None
+                    await self._filled.wait()
                     continue
                 if self._may_change:
                     sent = await self._send(packets)
@@ -592,6 +595,7 @@ class Session:
             self.end("transport error", "the transport was closed", flush=False)
         finally:
             self._outbox.close()
+            self._writing = False
 
     async def _send(self, packets: list[Packet]) -> bool:
         """Send on a road that may be left meanwhile; returns whether it has been sent: the rest goes by the other."""
@@ -657,7 +661,7 @@ class Session:
 
         :param dial: raises HandshakeError or ConnectionLost where it fails.
         """
-        self._io.start_soon(self._leave_polling, polling, dial, name="upgrade")
+        self.task_group.start_soon(self._leave_polling, polling, dial, name="upgrade")
 
     async def _leave_polling(self, polling: ClientPollingRoad, dial: Callable[[], Awaitable[Transport]]) -> None:
         road: Transport | None = None
