@@ -289,12 +289,10 @@ class ConnectionCore:
         self._held_size = 0
         #: how the session before was lost, until the connection is accepted again
         self._away: End | None = None
-        self._ending = anyio.Event()
         self._decided = anyio.Event()
-        self._scope = anyio.CancelScope()
         self._mark = object()
         self._within = (*_inside.get(), self._mark)
-        self._task_group: TaskGroup
+        self._task_group: TaskGroup | None = None
         self._workers: Workers
         self._room: anyio.Event | None = None
 
@@ -310,16 +308,16 @@ class ConnectionCore:
         :param setup: runs in the scope before anything is delivered.
         """
         try:
-            with self._scope:
-                async with anyio.create_task_group() as self._task_group:
-                    self._workers = Workers(self._task_group, self.enter)
-                    if setup is not None:
-                        await setup()
-                    await self._ending.wait()
-                    with anyio.move_on_after(self.settings.grace):
-                        await self._workers.wait_quiet()
-                    self._cancel()
+            async with anyio.create_task_group() as self._task_group:
+                self._workers = Workers(self._task_group, self.enter)
+                if self.ended is not None:
+                    self._begin_to_end()
+                if setup is not None:
+                    await setup()
+                await self._workers.work()
+                self._cancel()
         finally:
+            self._task_group = None
             self.end(End("closed", "the connection's scope was cancelled"))
 
     def start(self, function: Callable[[], Awaitable[None]]) -> None:
@@ -345,21 +343,35 @@ class ConnectionCore:
         if self.ended is not None:
             return
         self.ended = end
-        if not self.settings.grace:
-            # first, so that a task in the scope that waits on a stream is cancelled, and does not see the stream end
-            self._cancel()
+        # first, so that a task in the scope that waits on a stream is cancelled, and does not see the stream end
+        self._begin_to_end()
         self.inbox.close(hand_on=end.code != "closed")
         for stream in self._streams:
             stream.end(end)
         for call in self._calls.values():
             call.over.set()
-        self._ending.set()
         self._decided.set()
         self.session.wake()
 
+    def _begin_to_end(self) -> None:
+        """Cancel the scope, or do so when its functions have finished, or the grace is over."""
+        if self._task_group is None:
+            return
+        if not self.settings.grace:
+            self._cancel()
+            return
+        self._workers.finish()
+        self._task_group.start_soon(self._cancel_later, name="grace")
+
+    async def _cancel_later(self) -> None:
+        with anyio.move_on_after(self.settings.grace):
+            await anyio.sleep_forever()
+        self._cancel()
+
     def _cancel(self) -> None:
         assert self.ended is not None
-        self._scope.cancel(f"{self.ended.code}: {self.ended.reason}")
+        assert self._task_group is not None
+        self._task_group.cancel_scope.cancel(f"{self.ended.code}: {self.ended.reason}")
 
     def fail(self, exc: Exception) -> None:
         """A function of the connection's has failed. Having run into the connection's own end is no failure."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-import anyio
 from anyio.abc import TaskGroup
 
 from .parking import Parking
@@ -18,7 +17,8 @@ class Workers:
     them.
 
     A worker that takes a job while others wait first calls for a second worker. If its job does not block, it takes the
-    next one itself before the second has even started, so jobs that never block share one task.
+    next one itself before the second has even started, so jobs that never block share one task. That may be the scope's
+    own, which has nothing else to do: :meth:`work`.
 
     :param task_group: the scope that owns the workers; what a job raises goes to it.
     :param enter: called at the start of each worker's task, whose context comes from whoever happened to start it.
@@ -31,41 +31,55 @@ class Workers:
         self._parking = Parking()
         self._coming = False
         self._running = 0
-        self._quiet: anyio.Event | None = None
+        self._finishing = False
 
     def submit(self, job: Job) -> None:
         """Have a job run soon."""
         self._jobs.append(job)
         self._call()
 
-    async def wait_quiet(self) -> None:
-        """Wait until no job runs or waits."""
-        while self._running or self._jobs:
-            self._quiet = anyio.Event()
-            await self._quiet.wait()
+    async def work(self) -> None:
+        """Be a worker, and the one that is parked between the jobs, until no job runs or waits after :meth:`finish`."""
+        self._enter()
+        while True:
+            await self._run_jobs()
+            # whoever has parked meanwhile sees that somebody else does, and goes
+            self._parking.wake()
+            if self._finishing and not self._running:
+                return
+            await self._parking.wait()
+
+    def finish(self) -> None:
+        """Let :meth:`work` return when the last job is done."""
+        self._finishing = True
+        self._parking.wake()
 
     def _call(self) -> None:
         if self._coming:
             return
         self._coming = True
         if not self._parking.wake():
-            self._task_group.start_soon(self._work, name="brightsocket worker")
+            self._task_group.start_soon(self._help, name="brightsocket worker")
 
-    async def _work(self) -> None:
+    async def _help(self) -> None:
         self._enter()
         while True:
-            self._coming = False
-            while self._jobs:
-                job = self._jobs.popleft()
-                if self._jobs:
-                    self._call()
-                self._running += 1
-                try:
-                    await job()
-                finally:
-                    self._running -= 1
-            if not self._running and self._quiet is not None:
-                self._quiet.set()
+            await self._run_jobs()
+            if self._finishing and not self._running:
+                self._parking.wake()
+                return
             if self._parking.taken:
                 return
             await self._parking.wait()
+
+    async def _run_jobs(self) -> None:
+        self._coming = False
+        while self._jobs:
+            job = self._jobs.popleft()
+            if self._jobs:
+                self._call()
+            self._running += 1
+            try:
+                await job()
+            finally:
+                self._running -= 1

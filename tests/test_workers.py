@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
+from functools import partial
 
 import anyio
 import pytest
@@ -33,8 +34,7 @@ async def test_jobs_that_do_not_block_share_one_task() -> None:
 
         for number in range(100):
             job(number)
-        with anyio.fail_after(PATIENCE):
-            await workers.wait_quiet()
+        await wait_all_tasks_blocked()
         for number in range(100, 200):
             job(number)
             await wait_all_tasks_blocked()
@@ -61,9 +61,6 @@ async def test_a_job_that_blocks_does_not_hold_back_the_next() -> None:
             job(number)
         await wait_all_tasks_blocked()
         assert started == list(range(20))
-        release.set()
-        with anyio.fail_after(PATIENCE):
-            await workers.wait_quiet()
         tg.cancel_scope.cancel()
 
 
@@ -117,7 +114,85 @@ async def test_a_burst_calls_for_no_more_than_one_task_beyond_those_that_block()
         tg.cancel_scope.cancel()
 
 
-async def test_wait_quiet_waits_for_what_runs_and_what_waits() -> None:
+async def test_the_scope_s_own_task_works_and_is_the_one_that_stays() -> None:
+    tasks: list[int] = []
+
+    async def pass_by() -> None:
+        tasks.append(here())
+
+    async def block() -> None:
+        tasks.append(here())
+        await release.wait()
+
+    async def be_one() -> None:
+        tasks.append(here())
+        await workers.work()
+
+    release = anyio.Event()
+    async with anyio.create_task_group() as tg:
+        workers = Workers(tg, lambda: None)
+        # before it comes, others do its work; one of them has parked
+        workers.submit(pass_by)
+        await wait_all_tasks_blocked()
+        tg.start_soon(be_one)
+        await wait_all_tasks_blocked()
+        own = tasks.pop()
+        tasks.clear()
+        for _ in range(3):
+            workers.submit(pass_by)
+            await wait_all_tasks_blocked()
+        assert tasks == [own] * 3
+        tasks.clear()
+        # blocked, it is no hindrance; nor is it the one that goes
+        for job in (block, pass_by, block, pass_by):
+            workers.submit(job)
+            await wait_all_tasks_blocked()
+        assert tasks[0] == own
+        assert own not in tasks[1:]
+        release.set()
+        await wait_all_tasks_blocked()
+        assert "brightsocket worker" not in [task.name for task in anyio.get_running_tasks()]
+        tasks.clear()
+        workers.submit(pass_by)
+        await wait_all_tasks_blocked()
+        assert tasks == [own]
+        tg.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("own", ["first", "second"])
+async def test_work_returns_when_it_is_to_finish_and_the_last_job_is_done(own: str) -> None:
+    """Whichever job the scope's own task has, and whether or not a worker is parked beside it."""
+    releases = {"first": anyio.Event(), "second": anyio.Event()}
+    other = {"first": "second", "second": "first"}[own]
+    done: list[str] = []
+
+    async def run(name: str) -> None:
+        await releases[name].wait()
+        done.append(name)
+
+    async def be_one() -> None:
+        await workers.work()
+        done.append("quiet")
+
+    async with anyio.create_task_group() as tg:
+        workers = Workers(tg, lambda: None)
+        tg.start_soon(be_one)
+        await wait_all_tasks_blocked()
+        for name in (own, other):
+            workers.submit(partial(run, name))
+            await wait_all_tasks_blocked()
+        releases["first"].set()
+        await wait_all_tasks_blocked()
+        workers.finish()
+        await wait_all_tasks_blocked()
+        assert done == ["first"]
+        releases["second"].set()
+        await wait_all_tasks_blocked()
+        assert done == ["first", "second", "quiet"]
+        tg.cancel_scope.cancel()
+
+
+async def test_finishing_waits_for_what_runs_and_what_waits() -> None:
     release = anyio.Event()
     done: list[str] = []
 
@@ -131,13 +206,15 @@ async def test_wait_quiet_waits_for_what_runs_and_what_waits() -> None:
         done.append("late")
 
     async def watch() -> None:
-        await workers.wait_quiet()
+        await workers.work()
         done.append("quiet")
 
     async with anyio.create_task_group() as tg:
         workers = Workers(tg, lambda: None)
         workers.submit(block)
         tg.start_soon(watch)
+        await wait_all_tasks_blocked()
+        workers.finish()
         await wait_all_tasks_blocked()
         assert done == []
         release.set()
@@ -146,10 +223,12 @@ async def test_wait_quiet_waits_for_what_runs_and_what_waits() -> None:
         tg.cancel_scope.cancel()
 
 
-async def test_wait_quiet_returns_at_once_when_nothing_was_ever_submitted() -> None:
+async def test_work_returns_at_once_when_nothing_was_ever_submitted() -> None:
     async with anyio.create_task_group() as tg:
+        workers = Workers(tg, lambda: None)
+        workers.finish()
         with anyio.fail_after(PATIENCE):
-            await Workers(tg, lambda: None).wait_quiet()
+            await workers.work()
 
 
 async def test_what_a_job_raises_goes_to_the_scope() -> None:

@@ -67,6 +67,54 @@ async def test_with_grace_streams_end_first_and_cancellation_comes_after(whose: 
 
 
 @pytest.mark.mock_clock
+async def test_grace_ends_when_the_last_handler_is_done() -> None:
+    api = Brightsocket(grace=30)
+    connections: list[Connection] = []
+    over: list[float] = []
+
+    @api.connect("WORK")
+    async def work(connection: Connection) -> None:
+        connections.append(connection)
+
+        @connection.on("SLEEP")
+        async def sleep(seconds: float) -> None:
+            await anyio.sleep(seconds)
+            over.append(anyio.current_time() - began)
+
+    async with serving_in_memory(api) as listener, identified(listener, "WORK") as peer:
+        began = anyio.current_time()
+        await peer.event("SLEEP", 3)
+        await peer.event("SLEEP", 2)
+        await anyio.sleep(1)
+        await peer.send("41")
+        with anyio.fail_after(PATIENCE):
+            await connections[0].aclose()
+        assert anyio.current_time() - began == 5
+        assert over == [3, 5]
+
+
+@pytest.mark.mock_clock
+async def test_a_function_that_has_not_settled_gets_no_more_than_the_grace() -> None:
+    api = Brightsocket(grace=3)
+    seen: list[float] = []
+
+    @api.connect("WORK")
+    async def work() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            seen.append(anyio.current_time() - began)
+
+    async with serving_in_memory(api) as listener, joined(listener) as peer:
+        await peer.identify("WORK")
+        await anyio.sleep(1)
+        began = anyio.current_time()
+        await peer.send("41")
+        await anyio.sleep(4)
+        assert seen == [3]
+
+
+@pytest.mark.mock_clock
 async def test_a_channels_grace_counts_when_serve_is_cancelled() -> None:
     """Longer than the API's own, and than what sessions without it get."""
     api = Brightsocket(close_timeout=1)
