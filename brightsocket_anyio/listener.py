@@ -237,7 +237,10 @@ class Service:
     async def serve(self, stream: anyio.abc.ByteStream) -> None:
         """Serve one connection and close it. What fails in here fails alone."""
         try:
-            await _Connection(stream, self).run()
+            upgrade = await _Connection(stream, self).run()
+            if upgrade is not None:
+                # a WebSocket outlives what has served its handshake, by which an idle one would be twice as large
+                await upgrade.run()
         except Exception:
             logger.exception("a connection failed: this is a bug of the server's")
 
@@ -268,12 +271,18 @@ class _Connection:
         self._client = (remote[0], remote[1]) if isinstance(remote, tuple) else None
         self._server = (local[0], local[1]) if isinstance(local, tuple) else (str(local), None) if local else None
 
-    async def run(self) -> None:
+    async def run(self) -> _Upgrade | None:
+        """Answer requests, until the connection is closed or one asks for a WebSocket, which is returned."""
         linger = False
+        upgrade: _Upgrade | None = None
         try:
             fresh = True
             while (request := await self._next_request(fresh)) is not None:
                 fresh = False
+                self._check(request)
+                if _wants_websocket(request):
+                    upgrade = await self._upgrade(request)
+                    break
                 if not await self._answer(request):
                     linger = self.http.their_state in (h11.SEND_BODY, h11.ERROR)
                     break
@@ -283,7 +292,9 @@ class _Connection:
         except ConnectionLost as exc:
             logger.debug("connection lost: %s", exc)
         finally:
-            await self._close(linger and not self.lost and not self.eof)
+            if upgrade is None:
+                await self.close(linger=linger)
+        return upgrade
 
     # -- input and output
 
@@ -324,7 +335,9 @@ class _Connection:
             data += self.http.send(h11.Data(body))
         await self.write(data + self.http.send(h11.EndOfMessage()))
 
-    async def _close(self, linger: bool) -> None:
+    async def close(self, *, linger: bool = False) -> None:
+        """Close the connection. :param linger: read on for a while, so that the peer gets to read the answer."""
+        linger = linger and not self.lost and not self.eof
         closed = False
         try:
             with anyio.move_on_after(self.service.settings.close_timeout):
@@ -383,21 +396,18 @@ class _Connection:
                 raise _BadRequest(414, "the request's first line is too long") from exc
             raise _BadRequest(exc.error_status_hint, str(exc)) from exc
 
-    async def _answer(self, request: h11.Request) -> bool:
-        """Have a request answered; returns whether another one may follow."""
+    def _check(self, request: h11.Request) -> None:
         self._bodiless = request.method == b"HEAD"
         if request.method == b"CONNECT":
-            await self.reply(405, [], b"this is no proxy\n")
-            return False
+            raise _BadRequest(405, "this is no proxy")
         if {b"content-length", b"transfer-encoding"} <= {name for name, _ in request.headers}:
             # RFC 9112, section 6.1: somebody on the way may have seen another request here
             raise _BadRequest(400, "Content-Length and Transfer-Encoding exclude each other")
-        scope = self._scope(request)
-        if _wants_websocket(request):
-            await self._upgrade(request, scope)
-            return False
+
+    async def _answer(self, request: h11.Request) -> bool:
+        """Have a request answered; returns whether another one may follow."""
         exchange = _Exchange(self, request.method)
-        await exchange.run(scope)
+        await exchange.run(self._scope(request))
         return exchange.finish()
 
     def _scope(self, request: h11.Request) -> Scope:
@@ -422,7 +432,8 @@ class _Connection:
             "extensions": {},
         }
 
-    async def _upgrade(self, request: h11.Request, scope: Scope) -> None:
+    async def _upgrade(self, request: h11.Request) -> _Upgrade | None:
+        """Begin a WebSocket handshake, or turn it down."""
         try:
             headers = Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers])
         except InvalidHeader as exc:  # websockets is stricter than h11
@@ -436,9 +447,10 @@ class _Connection:
             hop = (b"connection", b"content-length", b"date")
             own = [(name, value) for name, value in wanted if name.lower() not in hop]
             await self.reply(answer.status_code, own, bytes(answer.body))
-            return
+            return None
         if not isinstance(self._next_event(), h11.EndOfMessage):
             raise _BadRequest(400, "a WebSocket handshake has no body")
+        scope = self._scope(request)
         del scope["method"]
         scope["type"] = "websocket"
         scope["scheme"] = "wss" if scope["scheme"] == "https" else "ws"
@@ -449,46 +461,67 @@ class _Connection:
             if word.strip()
         ]
         scope["extensions"] = {"websocket.http.response": {}}
-        upgrade = _Upgrade(self, scope, handshake, answer)
-        try:
-            if self.service.door.matches(scope):
-                await self.service.host.handle_websocket(upgrade)
-            else:
-                await _Bridge(self, upgrade).run()
-        except Exception:
-            logger.exception("a WebSocket request failed: %s", scope["path"])
-        if not upgrade.answered and not self.eof:
-            await self.reply(500, [], b"Internal Server Error\n")
+        return _Upgrade(self, scope, handshake, answer)
 
 
 class _Upgrade:
     """A WebSocket handshake that waits for its answer; a :class:`~brightsocket_anyio.transport.WebSocketRequest`."""
 
+    at_home = True
+
     def __init__(self, connection: _Connection, scope: Scope, handshake: ServerProtocol, answer: Response) -> None:
         self.scope = scope
         self.answered = False
-        self._connection = connection
-        self._handshake = handshake
-        self._answer = answer
+        self._stream = connection.stream
+        self._service = connection.service
+        #: until there is a WebSocket
+        self._pending: tuple[_Connection, ServerProtocol, Response] | None = (connection, handshake, answer)
+
+    async def run(self) -> None:
+        """Have the request answered, and the WebSocket served; close the connection."""
+        try:
+            try:
+                if self._service.door.matches(self.scope):
+                    await self._service.host.handle_websocket(self)
+                else:
+                    await _Bridge(self._connection, self).run()
+            except Exception:
+                logger.exception("a WebSocket request failed: %s", self.scope["path"])
+            if not self.answered and not self._connection.eof:
+                with contextlib.suppress(ConnectionLost):
+                    await self._connection.reply(500, [], b"Internal Server Error\n")
+        finally:
+            if self._pending is not None:
+                await self._connection.close()
+            else:
+                with contextlib.suppress(*STREAM_ERRORS):
+                    await anyio.aclose_forcefully(self._stream)
+
+    @property
+    def _connection(self) -> _Connection:
+        assert self._pending is not None
+        return self._pending[0]
 
     async def open(self, headers: Sequence[tuple[bytes, bytes]] = (), subprotocol: str | None = None) -> WebSocket:
         """Accept, with further headers in the answer.
 
         :raises ConnectionLost: the peer is gone.
         """
-        connection = self._connection
+        assert self._pending is not None
+        connection, handshake, answer = self._pending
         if any(character in value for _, value in headers for character in b"\r\n"):
             raise RuntimeError("a header's value is one line")
         self.answered = True
-        self._answer.headers["Server"] = _SERVER.decode()
+        answer.headers["Server"] = _SERVER.decode()
         if subprotocol is not None:
-            self._answer.headers["Sec-WebSocket-Protocol"] = subprotocol
+            answer.headers["Sec-WebSocket-Protocol"] = subprotocol
         for name, value in headers:
-            self._answer.headers[name.decode("latin-1")] = value.decode("latin-1")
+            answer.headers[name.decode("latin-1")] = value.decode("latin-1")
         leading, _ = connection.http.trailing_data
-        await connection.write(self._answer.serialize())
-        settings = connection.service.settings
-        return WebSocket(connection.stream, open_core(self._handshake, settings), settings, leading=leading)
+        await connection.write(answer.serialize())
+        self._pending = None
+        settings = self._service.settings
+        return WebSocket(self._stream, open_core(handshake, settings), settings, leading=leading)
 
     async def wait_gone(self) -> None:
         await self._connection.wait_gone()

@@ -677,10 +677,17 @@ class Server(AsyncContextManagerMixin):
             raise handshake.RequestError(403, 4, handshake.MESSAGES[4], headers)
 
     def open(self, transport: Transport, eio: Literal[3, 4], admission: Admission) -> Session:
-        """Begin a session on a transport, which it owns from now on.
+        """Begin a session on a transport, which it owns from now on. It lives in a task of its own.
 
         :raises brightsocket_anyio.protocol.handshake.RequestError: the server is shutting down (503).
         """
+        session, live = self._create(transport, eio, admission)
+        self.task_group.start_soon(live, name="session")
+        return session
+
+    def _create(
+        self, transport: Transport, eio: Literal[3, 4], admission: Admission
+    ) -> tuple[Session, Callable[[], Awaitable[None]]]:
         self.check_open()
         automaton = Automaton(Side.SERVER, eio, self.settings, sid=admission.sid, now=anyio.current_time())
         peer = _Peer(self, admission.request)
@@ -689,8 +696,7 @@ class Server(AsyncContextManagerMixin):
         self.sessions[session.sid] = session
         self.statistics.sessions_open += 1
         self.statistics.sessions_opened += 1
-        self.task_group.start_soon(self._live, session, peer, packet, name="session")
-        return session
+        return session, partial(self._live, session, peer, packet)
 
     def keep(self, absent: Absent) -> None:
         """A connection has been lost: its client may come back to it."""
@@ -750,7 +756,11 @@ class Server(AsyncContextManagerMixin):
                 if self.stopping.is_set():
                     await transport.aclose(1001, "server shutting down")
                     return
-                await self.open(transport, query.eio, admission).wait_closed()
+                if request.at_home:
+                    _, live = self._create(transport, query.eio, admission)
+                    await live()
+                else:
+                    await self.open(transport, query.eio, admission).wait_closed()
             else:
                 session = self.find(query.sid, query.eio)
                 if session.closed:

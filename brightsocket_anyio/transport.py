@@ -87,6 +87,12 @@ class WebSocketRequest(Protocol):
         """An ASGI ``websocket`` scope: ``path``, ``query_string``, ``headers``, ``client``, ``scheme``…"""
         ...
 
+    @property
+    def at_home(self) -> bool:
+        """Whether the task that brings it is one of our own server's: then nobody else cancels it, and the session may
+        live in it."""
+        ...
+
     async def wait_gone(self) -> None:
         """Wait until the peer is gone, before the request is answered; for ever where that cannot be known.
 

@@ -180,6 +180,8 @@ class ASGIWebSocketRequest:
         self._settings = settings
         self._connecting = True
 
+    at_home = False
+
     @property
     def scope(self) -> Scope:
         return self._scope

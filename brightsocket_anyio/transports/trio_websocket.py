@@ -288,6 +288,8 @@ class TrioWebSocketRequest:
         self._settings = settings
         self._scope = _scope_of(request)
 
+    at_home = False
+
     @property
     def scope(self) -> Scope:
         return self._scope
