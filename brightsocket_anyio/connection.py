@@ -15,7 +15,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from .errors import ConfigurationError, ConnectionLost
 from .inbox import Inbox, Item, Lane, Receiver
-from .parking import Parking
+from .parking import Latch, Parking
 from .protocol.state import Unit
 from .recovery import RECOVERABLE, Journal
 from .request import Request
@@ -243,6 +243,40 @@ class ConnectionCore:
     :ivar recovered: whether this goes on from what was lost, nothing of what the server sent being missed.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_away",
+        "_call_slots",
+        "_calls",
+        "_decided",
+        "_failed",
+        "_filters",
+        "_held",
+        "_held_size",
+        "_ids",
+        "_mark",
+        "_room",
+        "_streams",
+        "_task_group",
+        "_within",
+        "_workers",
+        "accepted",
+        "channel",
+        "dropped",
+        "ended",
+        "id",
+        "inbox",
+        "journal",
+        "moved",
+        "namespace",
+        "over",
+        "recovered",
+        "resumes",
+        "rooms",
+        "session",
+        "settings",
+    )
+
     def __init__(
         self,
         session: Session,
@@ -260,7 +294,7 @@ class ConnectionCore:
         self.settings = settings
         self.id = id
         self.ended: End | None = None
-        self.over: anyio.Event = anyio.Event()
+        self.over: Latch = Latch()
         self.accepted: bool = False
         self.resumes: bool = False
         self.journal: Journal | None = None
@@ -280,7 +314,7 @@ class ConnectionCore:
         self.rooms: set[str] = set()
         self.moved: Callable[[str, bool], None] | None = None
         self._filters: list[Callable[..., Awaitable[Any]]] = []
-        self._streams: set[_Stream] = set()
+        self._streams: list[_Stream] = []
         self._calls: dict[int, _Call] = {}
         #: made at the first call, which most connections never make
         self._call_slots: anyio.Semaphore | None = None
@@ -289,7 +323,7 @@ class ConnectionCore:
         self._held_size = 0
         #: how the session before was lost, until the connection is accepted again
         self._away: End | None = None
-        self._decided = anyio.Event()
+        self._decided = Latch()
         self._mark = object()
         self._within = (*_inside.get(), self._mark)
         self._task_group: TaskGroup | None = None
@@ -398,7 +432,7 @@ class ConnectionCore:
         """The session is lost, and another will take its place: calls under way fail, sends wait. Idempotent."""
         if self.accepted and self.ended is None:
             self.accepted = False
-            self._decided = anyio.Event()
+            self._decided = Latch()
             self._away = loss
             for call in self._calls.values():
                 call.loss = loss
@@ -581,7 +615,7 @@ class ConnectionCore:
                 stream.put(item)
             stream.end(self.ended)
             return stream
-        self._streams.add(stream)
+        self._streams.append(stream)
         self.inbox.attach(action, stream)
         return stream
 
@@ -596,7 +630,8 @@ class ConnectionCore:
 
     def forget(self, stream: _Stream) -> None:
         """A stream has closed."""
-        self._streams.discard(stream)
+        if stream in self._streams:
+            self._streams.remove(stream)
         self.inbox.detach(stream)
 
     def attach(self, action: str, handler: Handler) -> None:

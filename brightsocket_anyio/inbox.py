@@ -143,7 +143,7 @@ class Inbox:
         self._lanes: dict[str, Lane] = {}
         self._unclaimed = 0
         self._unclaimed_size = 0
-        self._full: set[str] = set()
+        self._full: dict[str, None] = {}
         self.full: bool = False
         self._order = 0
         self.filtering = False
@@ -318,9 +318,9 @@ class Inbox:
     def _mark(self, lane: Lane) -> None:
         # once full, a lane stays so until it is half empty: the session does not stop and go for each message
         if lane.receivers and not lane.waiting.has_room(1, 0.5 if lane.action in self._full else 1):
-            self._full.add(lane.action)
+            self._full[lane.action] = None
         else:
-            self._full.discard(lane.action)
+            self._full.pop(lane.action, None)
         self.full = bool(self._full)
 
     def _count(self, items: int, size: int) -> None:

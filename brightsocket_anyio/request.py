@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import httpx
@@ -23,41 +22,71 @@ _RESERVED = re.compile(
 )
 
 
-@dataclass(slots=True, eq=False)
-class _Answer:
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
-    sent: bool = False
-
-
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Request:
     """The request that opened a session: a WebSocket's handshake, or the first GET of HTTP long-polling.
 
     All connections of a session have the same one, and the ``authorize`` hook has had it before them. It stays that of
     the handshake when the session moves on to a WebSocket.
 
-    :ivar headers: the request's headers.
-    :ivar cookies: the request's cookies by their names, as they were sent; malformed ones are left out, and of several
-        with one name, the first counts, as it has the closest path.
-    :ivar query: the query, Engine.IO's own parameters (``EIO``, ``transport``) included.
-    :ivar client: the client's address and port: a proxy's, unless the ASGI server was told to trust that; ``None``
-        where there is none, as on a UNIX socket.
-    :ivar path: the path that was asked for, decoded.
     :ivar subprotocol: the WebSocket subprotocol that was chosen: the first of the client's that is among the
         ``subprotocols`` setting; else ``None``.
-    :ivar state: for whatever the ``authorize`` hook has to tell to the channels.
     :ivar scope: the ASGI scope of the request, not to be changed.
     """
 
-    headers: httpx.Headers
-    cookies: Mapping[str, str]
-    query: httpx.QueryParams
-    client: tuple[str, int] | None
-    path: str
-    subprotocol: str | None
-    scope: Scope
-    state: dict[str, Any] = field(default_factory=dict)
-    _answer: _Answer = field(default_factory=_Answer)
+    __slots__ = ("_added", "_answered", "_cookies", "_headers", "_query", "_state", "scope", "subprotocol")
+
+    def __init__(self, scope: Scope, subprotocol: str | None = None) -> None:
+        self.scope: Scope = scope
+        self.subprotocol: str | None = subprotocol
+        # most are never asked for, and an idle connection keeps its request
+        self._headers: httpx.Headers | None = None
+        self._cookies: Mapping[str, str] | None = None
+        self._query: httpx.QueryParams | None = None
+        self._state: dict[str, Any] | None = None
+        self._added: Sequence[tuple[bytes, bytes]] = ()
+        self._answered = False
+
+    @property
+    def headers(self) -> httpx.Headers:
+        """The request's headers."""
+        if self._headers is None:
+            self._headers = httpx.Headers(list(self.scope["headers"]))
+        return self._headers
+
+    @property
+    def cookies(self) -> Mapping[str, str]:
+        """The request's cookies by their names, as they were sent; malformed ones are left out, and of several with one
+        name, the first counts, as it has the closest path."""
+        if self._cookies is None:
+            self._cookies = parse_cookies(self.headers.get_list("cookie"))
+        return self._cookies
+
+    @property
+    def query(self) -> httpx.QueryParams:
+        """The query, Engine.IO's own parameters (``EIO``, ``transport``) included."""
+        if self._query is None:
+            self._query = httpx.QueryParams(self.scope.get("query_string", b"").decode(errors="replace"))
+        return self._query
+
+    @property
+    def client(self) -> tuple[str, int] | None:
+        """The client's address and port: a proxy's, unless the ASGI server was told to trust that; ``None`` where there
+        is none, as on a UNIX socket."""
+        client = self.scope.get("client")
+        return None if client is None else (str(client[0]), int(client[1] or 0))
+
+    @property
+    def path(self) -> str:
+        """The path that was asked for, decoded."""
+        path: str = self.scope["path"]
+        return path
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """For whatever the ``authorize`` hook has to tell to the channels."""
+        if self._state is None:
+            self._state = {}
+        return self._state
 
     def __repr__(self) -> str:
         # the rest may be secret
@@ -66,7 +95,7 @@ class Request:
     @property
     def response_headers(self) -> httpx.Headers:
         """A copy of the headers that have been added to the answer."""
-        return httpx.Headers(self._answer.headers)
+        return httpx.Headers(list(self._added))
 
     def add_header(self, name: str, value: str) -> None:
         """Add a header to the answer to the handshake, be it an acceptance or a refusal. For the ``authorize`` hook.
@@ -84,9 +113,9 @@ class Request:
             raise ValueError(f"the header {name} is not for the authorize hook to set")
         if not _HEADER_VALUE.fullmatch(value):
             raise ValueError(f"the header {name} cannot have the value {value!r}")
-        if self._answer.sent:
+        if self._answered:
             raise RuntimeError("the handshake has been answered: headers are for the authorize hook to add")
-        self._answer.headers.append((name.lower().encode(), value.encode("latin-1")))
+        self._added = (*self._added, (name.lower().encode(), value.encode("latin-1")))
 
     def set_cookie(
         self,
@@ -134,20 +163,10 @@ class Request:
 
 def read_request(scope: Scope, settings: Settings) -> Request:
     """The request that a scope describes. Whatever is malformed in it is left out."""
-    headers = httpx.Headers(list(scope["headers"]))
-    client = scope.get("client")
-    return Request(
-        headers=headers,
-        cookies=parse_cookies(headers.get_list("cookie")),
-        query=httpx.QueryParams(scope.get("query_string", b"").decode(errors="replace")),
-        client=None if client is None else (str(client[0]), int(client[1] or 0)),
-        path=scope["path"],
-        subprotocol=choose_subprotocol(scope, settings),
-        scope=scope,
-    )
+    return Request(scope, choose_subprotocol(scope, settings))
 
 
 def answer_headers(request: Request) -> list[tuple[bytes, bytes]]:
     """What has been added to the answer, which goes out now: nothing can be added any more."""
-    request._answer.sent = True
-    return [*request._answer.headers]
+    request._answered = True
+    return [*request._added]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,6 +17,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from .connection import Connection, ConnectionCore, End, settling
 from .errors import ConfigurationError, ConnectionLost, Refused, sole
+from .parking import Latch
 from .pool import Pool
 from .protocol import handshake
 from .protocol.state import (
@@ -132,7 +133,7 @@ class _Step:
     """A channel's function that runs for one connection."""
 
     channel: Channel
-    settled: anyio.Event = field(default_factory=anyio.Event)
+    settled: Latch = field(default_factory=Latch)
 
     def settle(self) -> None:
         self.settled.set()
@@ -687,7 +688,7 @@ class Server(AsyncContextManagerMixin):
 
     def _create(
         self, transport: Transport, eio: Literal[3, 4], admission: Admission
-    ) -> tuple[Session, Callable[[], Awaitable[None]]]:
+    ) -> tuple[Session, Callable[[], Coroutine[Any, Any, None]]]:
         self.check_open()
         automaton = Automaton(Side.SERVER, eio, self.settings, sid=admission.sid, now=anyio.current_time())
         peer = _Peer(self, admission.request)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
@@ -14,7 +13,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from .errors import ConnectionLost, HandshakeError, ProtocolError
-from .parking import Parking
+from .parking import Latch, Parking
 from .protocol.engineio import Packet, PacketType
 from .protocol.state import PROBE, Action, Automaton, Ended, Event, OfferExpired, Unit
 from .settings import Settings
@@ -110,7 +109,7 @@ class Outbox:
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         self._max_messages = max_messages
         self._max_bytes = max_bytes
-        self._units: deque[tuple[Unit, int, object | None]] = deque()
+        self._units: list[tuple[Unit, int, object | None]] = []
         self._size = 0
         self._waiting: list[_Waiting] = []
         self._emptied: anyio.Event | None = None
@@ -204,8 +203,13 @@ class Outbox:
 
     def commit(self, count: int) -> None:
         """The first ``count`` units have been sent."""
-        for _ in range(count):
-            self._size -= self._units.popleft()[1]
+        units = self._units
+        if count == len(units) == 1:
+            self._size = 0
+            units.clear()
+        else:
+            self._size -= sum(size for _, size, _ in units[:count])
+            del units[:count]
         if self._waiting:
             self._admit()
         self.note_emptied()
@@ -311,7 +315,7 @@ class Session:
         #: from the answer to a peer's probe until it has changed its road or failed to
         self._changing: anyio.Event | None = None
         self._pushed_back: list[Packet] = list(received)
-        self._over = anyio.Event()
+        self._over = Latch()
         self._resumed = Parking()
         self._alarm = Alarm(timer, self._keep_time)
 
@@ -440,7 +444,6 @@ class Session:
             self.task_group.start_soon(self._write, name="writer")
         else:
             self._filled.wake()
-
 
     def _reply(self) -> None:
         for reply in self.automaton.replies():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable
 
 from anyio.abc import TaskGroup
@@ -27,7 +26,8 @@ class Workers:
     def __init__(self, task_group: TaskGroup, enter: Callable[[], None]) -> None:
         self._task_group = task_group
         self._enter = enter
-        self._jobs: deque[Job] = deque()
+        #: few at any time, mostly none
+        self._jobs: list[Job] = []
         self._parking = Parking()
         self._coming = False
         self._running = 0
@@ -75,7 +75,7 @@ class Workers:
     async def _run_jobs(self) -> None:
         self._coming = False
         while self._jobs:
-            job = self._jobs.popleft()
+            job = self._jobs.pop(0)
             if self._jobs:
                 self._call()
             self._running += 1

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
@@ -130,7 +129,8 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
     _transport: asyncio.Transport
 
     def __init__(self) -> None:
-        self._chunks: deque[bytes] = deque()
+        #: few at any time, mostly none
+        self._chunks: list[bytes] = []
         self._size = 0
         self._paused = False
         self._eof = False
@@ -194,9 +194,9 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
             if self._cause is not None:
                 raise anyio.BrokenResourceError from self._cause
             raise anyio.EndOfStream
-        chunk = self._chunks.popleft()
+        chunk = self._chunks.pop(0)
         if len(chunk) > max_bytes:
-            self._chunks.appendleft(chunk[max_bytes:])
+            self._chunks.insert(0, chunk[max_bytes:])
             chunk = chunk[:max_bytes]
         self._size -= len(chunk)
         if self._paused and self._size < _READ_AHEAD:

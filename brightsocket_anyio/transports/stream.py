@@ -121,7 +121,8 @@ class WebSocket:
         self._close_timeout = settings.close_timeout
         self._max_size = settings.max_payload
         self._max_fragments = settings.max_fragments
-        self._lock = anyio.Lock(fast_acquire=True)
+        #: held by whoever writes; most WebSockets never have to wait for that, and have none
+        self._lock: anyio.Lock | None = None
         self._write_nowait = writer_of(stream)
         #: what a write that did not wait has left, to be written before anything else
         self._tail = b""
@@ -169,7 +170,7 @@ class WebSocket:
         :raises ConnectionLost: the peer has closed it or is gone, or takes no bytes for the stall timeout (code
             ``"stalled"``).
         """
-        async with self._lock:
+        async with self._locked():
             self._check_open()
             for message in messages:
                 if isinstance(message, str):
@@ -180,7 +181,7 @@ class WebSocket:
 
     async def send_frames(self, frames: Sequence[bytes]) -> None:
         """Send finished frames of :func:`frame_of`, where :attr:`prepared` is true; otherwise like :meth:`send`."""
-        async with self._lock:
+        async with self._locked():
             self._check_open()
             await self._write([*self._core.data_to_send(), *frames])
 
@@ -196,7 +197,7 @@ class WebSocket:
             or self._closed
             or self._lost is not None
             or self._end is not None
-            or self._lock.locked()
+            or (self._lock is not None and self._lock.locked())
         ):
             return False
         data = frames[0] if len(frames) == 1 else b"".join(frames)
@@ -209,6 +210,11 @@ class WebSocket:
     def flushed(self) -> bool:
         """Whether nothing is left of what was sent without waiting."""
         return not self._tail
+
+    def _locked(self) -> anyio.Lock:
+        if self._lock is None:
+            self._lock = anyio.Lock(fast_acquire=True)
+        return self._lock
 
     def _check_open(self) -> None:
         if self._closed:
@@ -356,7 +362,7 @@ class WebSocket:
         """Write the core's own frames: pongs and Close. A failure waits until the messages are delivered."""
         await anyio.lowlevel.checkpoint_if_cancelled()
         try:
-            async with self._lock:
+            async with self._locked():
                 if self._lost is None:
                     await self._write(self._core.data_to_send())
         except ConnectionLost as exc:
@@ -401,7 +407,7 @@ class WebSocket:
 
     async def _shake_hands(self, code: int, reason: str) -> None:
         core = self._core
-        async with self._lock:
+        async with self._locked():
             if self._eof or self._lost is not None:
                 return
             if core.state is State.OPEN:
