@@ -21,7 +21,7 @@ from .pool import Pool
 from .request import Request
 from .server import Channels, Server
 from .settings import ChannelKeywords, SettingKeywords, Settings
-from .signature import adapt
+from .signature import Adapted
 from .statistics import Statistics, offer_metrics
 from .transport import ASGIApp, Receive, Scope, Send
 from .transports.trio_websocket import TrioWebSocketRequest
@@ -86,7 +86,7 @@ class Brightsocket:
     ) -> None:
         self._settings = Settings(**settings)
         self._app = app
-        self._authorize = None if authorize is None else adapt(authorize, "authorize")
+        self._authorize = None if authorize is None else Adapted(authorize, "authorize")
         self._statistics = Statistics()
         self.pool: Pool = Pool(self._settings, overloaded, self._statistics)
         self._channels = Channels(self._settings)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from inspect import isawaitable
 from typing import Any, Literal, Protocol, TypeVar
 
 import anyio
@@ -21,7 +22,7 @@ from .recovery import RECOVERABLE, Journal
 from .request import Request
 from .session import RUN, Session
 from .settings import Settings
-from .signature import adapt
+from .signature import Adapted
 from .workers import Workers
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -177,7 +178,7 @@ class Handler(Receiver):
         if limit < 1:
             raise ConfigurationError(f"limit must be at least 1, not {limit!r}")
         super().__init__(settings.max_buffered_messages, settings.max_buffered_bytes)
-        self._function = adapt(function, "a handler")
+        self._function = Adapted(function, "a handler")
         self._limit = limit
         self._workers = workers
         self._failed = failed
@@ -203,7 +204,10 @@ class Handler(Receiver):
         if self._limit > 1:
             self._submit()
         try:
-            result = await self._function(*item.args)
+            function = self._function
+            result = function.begin(item.args)
+            if function.waits or isawaitable(result):
+                result = await result
             if item.question is not None and item.answerer is self:
                 await item.question.core.answer(item.question, result if isinstance(result, tuple) else (result,))
         except Exception as exc:
@@ -336,20 +340,21 @@ class ConnectionCore:
 
     # -- the scope
 
-    async def run(self, setup: Callable[[], Awaitable[None]] | None = None) -> None:
+    async def run(self, begin: Callable[[], None] | None = None) -> None:
         """The connection's scope. Returns once it has ended and every task in it has finished.
 
-        :param setup: runs in the scope before anything is delivered.
+        :param begin: called once functions can be started in the scope.
         """
         try:
             async with anyio.create_task_group() as self._task_group:
-                self._workers = Workers(self._task_group, self.enter)
+                self._workers = Workers(self._task_group, self.enter, attended=True)
                 if self.ended is not None:
                     self._begin_to_end()
-                if setup is not None:
-                    await setup()
+                if begin is not None:
+                    begin()
                 await self._workers.work()
-                self._cancel()
+                if self.settings.grace:
+                    self._task_group.cancel_scope.cancel()
         finally:
             self._task_group = None
             self.end(End("closed", "the connection's scope was cancelled"))
@@ -388,14 +393,17 @@ class ConnectionCore:
         self.session.wake()
 
     def _begin_to_end(self) -> None:
-        """Cancel the scope, or do so when its functions have finished, or the grace is over."""
+        """Finish the scope: what runs in it is cancelled, after the grace where there is one."""
         if self._task_group is None:
             return
-        if not self.settings.grace:
+        if self.settings.grace:
+            self._workers.finish()
+            self._task_group.start_soon(self._cancel_later, name="grace")
+        elif self._workers.quiet:
+            # there is nothing to cancel, which would take its time
+            self._workers.stop()
+        else:
             self._cancel()
-            return
-        self._workers.finish()
-        self._task_group.start_soon(self._cancel_later, name="grace")
 
     async def _cancel_later(self) -> None:
         with anyio.move_on_after(self.settings.grace):
@@ -648,7 +656,7 @@ class ConnectionCore:
 
     def add_filter(self, function: Callable[..., Any]) -> None:
         self.check()
-        self._filters.append(adapt(function, "a filter"))
+        self._filters.append(Adapted(function, "a filter"))
         self.inbox.filtering = True
 
     # -- filters

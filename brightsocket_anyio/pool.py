@@ -12,7 +12,7 @@ from .connection import Connection, ConnectionCore
 from .protocol.state import Unit, encode_action
 from .recovery import Absent
 from .settings import Settings
-from .signature import fit
+from .signature import Adapted
 from .statistics import Statistics
 
 #: names of rooms, which the ids of connections are too: one, or several
@@ -77,8 +77,7 @@ class Pool:
         statistics: Statistics | None = None,
     ) -> None:
         self._max_attachments = settings.max_attachments
-        self._overloaded = overloaded
-        self._fit = None if overloaded is None else fit(overloaded, "overloaded")
+        self._overloaded = None if overloaded is None else Adapted(overloaded, "overloaded")
         self._members: dict[str, _Member] = {}
         self._absent: dict[str, Absent] = {}
         self._rooms: dict[str, dict[str, _Member | Absent]] = {}
@@ -229,9 +228,9 @@ class Pool:
         # where the session has been ended, it waits for the client
         taken = (dropped > 0 or session.ending is not None) and core.send_nowait(unit, sender, offset)
         self._statistics.emits_dropped += dropped + (not taken)
-        if self._overloaded is not None and self._fit is not None:
+        if self._overloaded is not None:
             try:
-                self._overloaded(*self._fit((connection, message.action, policy)))
+                self._overloaded.begin((connection, message.action, policy))
             except Exception:
                 core.log().exception("the overloaded hook has failed")
         return taken

@@ -17,7 +17,6 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from .connection import Connection, ConnectionCore, End, settling
 from .errors import ConfigurationError, ConnectionLost, Refused, sole
-from .parking import Latch
 from .pool import Pool
 from .protocol import handshake
 from .protocol.state import (
@@ -38,7 +37,7 @@ from .recovery import RECOVERABLE, Absent, Journal, MemoryStore, Store
 from .request import Request, answer_headers, read_request
 from .session import Session
 from .settings import ChannelKeywords, Settings
-from .signature import adapt
+from .signature import Adapted
 from .statistics import Statistics
 from .timer import Timer
 from .transport import Headers, Scope, Transport, WebSocketRequest
@@ -87,7 +86,7 @@ class Channels:
             raise ConfigurationError(f"a channel has no setting {', '.join(sorted(unknown))}")
         replace(self._settings, **settings)
         label = getattr(function, "__qualname__", repr(function))
-        adapted = adapt(function, "a channel's function")
+        adapted = Adapted(function, "a channel's function")
         self._channels.append(Channel(name, tuple(extends), adapted, label, dict(settings)))
 
     def plan(self) -> dict[str, Plan]:
@@ -128,15 +127,18 @@ def _visit(channels: Mapping[str, Channel], channel: Channel, steps: list[Channe
     steps.append(channel)
 
 
-@dataclass(slots=True, eq=False)
 class _Step:
-    """A channel's function that runs for one connection."""
+    """A channel's function that runs for one connection, the ``number``-th of its channel's."""
 
-    channel: Channel
-    settled: Latch = field(default_factory=Latch)
+    __slots__ = ("_number", "_visit")
+
+    def __init__(self, visit: _Visit, number: int) -> None:
+        self._visit = visit
+        self._number = number
 
     def settle(self) -> None:
-        self.settled.set()
+        """It has returned, or waits for the client or sends to it: nothing more can keep the next one waiting."""
+        self._visit.proceed(self._number + 1)
 
 
 class _Visit:
@@ -161,7 +163,8 @@ class _Visit:
         self._absent: Absent | None = None
         self._peer = peer
         self._plan = plan
-        self._step: _Step | None = None
+        #: which of the channel's functions is the latest that has begun
+        self._step = -1
 
     async def run(self, previous: _Visit | None) -> None:
         """Enter the channel, once the visit that this one follows is over; returns when everything has finished."""
@@ -172,7 +175,7 @@ class _Visit:
             if (absent := await self._peer.recall(self)) is not None:
                 self._recover(absent)
             if self.core.ended is None:
-                await self.core.run(self._enter)
+                await self.core.run(partial(self.proceed, 0))
         finally:
             self._peer.server.pool.discard(self.core)
             self._part()
@@ -236,17 +239,16 @@ class _Visit:
     @property
     def settled(self) -> bool:
         """Whether every function of the channel has settled."""
-        step = self._step
-        return step is not None and step.channel is self._plan.steps[-1] and step.settled.is_set()
+        return self._step == len(self._plan.steps)
 
     def expire(self) -> None:
         """The channel has not let the client in within the identify timeout."""
-        if self._step is not None:
+        if 0 <= self._step < len(self._plan.steps):
             self.core.log().warning(
                 "channel %s: %s has neither returned, nor sent or waited for anything, nor called "
                 "`await connection.accept()`, within identify_timeout: the client is refused",
                 self._plan.channel,
-                self._step.channel.label,
+                self._plan.steps[self._step].label,
             )
         self.refuse(Refused("the channel did not answer in time"))
 
@@ -256,24 +258,30 @@ class _Visit:
             self.refusal = refusal
             self.core.end(End("refused", refusal.reason))
 
-    async def _enter(self) -> None:
-        for channel in self._plan.steps:
-            self._step = step = _Step(channel)
-            self.core.start(partial(self._run_step, step))
-            await step.settled.wait()
-            if self.core.ended is not None:
-                return
-        self.accept()
+    def proceed(self, number: int) -> None:
+        """Begin the channel's function of that number, if the one before is the latest; after the last one, let the
+        client in."""
+        if number != self._step + 1:
+            return
+        self._step = number
+        if self.core.ended is not None:
+            return
+        if self.settled:
+            self.accept()
+        else:
+            self.core.start(self._run_step)
 
-    async def _run_step(self, step: _Step) -> None:
-        token = settling.set(step)
+    async def _run_step(self) -> None:
+        number = self._step
+        token = settling.set(_Step(self, number))
+        connection = self.connection
         try:
-            await step.channel.function(self.connection, self.connection.identity, self.connection.webserver)
+            await self._plan.steps[number].function(connection, connection.identity, connection.webserver)
         except Exception as exc:
             self.core.fail(exc)
         finally:
             settling.reset(token)
-            step.settle()
+            self.proceed(number + 1)
 
     def _failed(self, exc: Exception) -> End:
         cause = sole(exc)

@@ -309,6 +309,10 @@ class Session:
         self._cause: Ended | None = None
         self._flush = False
         self._reading = anyio.CancelScope()
+        #: whether it works on what it has read, and will see by itself that the session is to end
+        self._working = False
+        #: whether there are tasks that serve the session itself
+        self._has_chores = False
         self._receiving: anyio.CancelScope | None = None
         self._sending: anyio.CancelScope | None = None
         self._offer: anyio.CancelScope | None = None
@@ -369,8 +373,9 @@ class Session:
                             # the peer does not poll any more: it hears the rest, and the end, where it changes to
                             await self._changing.wait()
                         await self.flush()
-                # nothing else is left in there than what serves the session itself
-                self.task_group.cancel_scope.cancel()
+                if self._has_chores:
+                    # nothing else is left in there
+                    self.task_group.cancel_scope.cancel()
         finally:
             self._cause = cause
             self.automaton.close()
@@ -441,6 +446,7 @@ class Session:
         self._writing = True
         if self._filled is None:
             self._filled = Parking()
+            self._has_chores = True
             self.task_group.start_soon(self._write, name="writer")
         else:
             self._filled.wake()
@@ -473,7 +479,8 @@ class Session:
             if not flush:
                 # something was not taken, or is lost: what is sent after that must not arrive
                 self._outbox.shut()
-            self._reading.cancel()
+            if not self._working:
+                self._reading.cancel()
             if self._offer is not None and not (flush and self._changing is not None):
                 # what is still to be sent goes by the road in use
                 self._offer.cancel()
@@ -542,6 +549,7 @@ class Session:
         automaton = self.automaton
         self.statistics.packets_received += len(packets)
         for index, packet in enumerate(packets, 1):
+            self._working = True
             event = automaton.receive(packet, now)
             if automaton.replying:
                 self._reply()
@@ -549,6 +557,7 @@ class Session:
                 self._sink.handle(event)
             elif event is not None:
                 self._handle(event)
+            self._working = False
             if self._cause is not None:
                 return
             if self._must_hold():
@@ -664,6 +673,7 @@ class Session:
 
         :param dial: raises HandshakeError or ConnectionLost where it fails.
         """
+        self._has_chores = True
         self.task_group.start_soon(self._leave_polling, polling, dial, name="upgrade")
 
     async def _leave_polling(self, polling: ClientPollingRoad, dial: Callable[[], Awaitable[Transport]]) -> None:

@@ -10,38 +10,35 @@ from typing import Any
 from .errors import ConfigurationError
 
 
-def adapt(function: Callable[..., Any], what: str) -> Callable[..., Any]:
-    """Wrap a function, whose signature is read once, now, so that any number of positional arguments suits it.
+class Adapted:
+    """A function that any number of positional arguments suits; its signature is read once, now.
 
-    A plain function's result and a coroutine function's are both awaited for by the wrapper, which is a coroutine
-    function.
+    Awaiting the call awaits the result of a coroutine function, and passes on that of a plain one.
 
     :param what: what the function is, for the error.
+    :ivar waits: whether what :meth:`begin` returns has to be awaited, for sure.
     :raises ConfigurationError: it is not callable, or it cannot be called with positional arguments only.
     """
-    trim = fit(function, what)
-    if _is_coroutine_function(function):
-        # whose result need not be looked at
 
-        async def call_coroutine_function(*args: Any) -> Any:
-            return await function(*trim(args))
+    __slots__ = ("_function", "_least", "_most", "waits")
 
-        return call_coroutine_function
+    def __init__(self, function: Callable[..., Any], what: str) -> None:
+        self._least, self._most = _arity(function, what)
+        self._function = function
+        self.waits: bool = _is_coroutine_function(function)
 
-    async def call(*args: Any) -> Any:
-        result = function(*trim(args))
-        return await result if inspect.isawaitable(result) else result
+    def begin(self, args: tuple[Any, ...]) -> Any:
+        """Call the function; returns whatever it does."""
+        missing = self._least - len(args)
+        if missing > 0:
+            args += (None,) * missing
+        elif self._most is not None and len(args) > self._most:
+            args = args[: self._most]
+        return self._function(*args)
 
-    return call
-
-
-def fit(function: Callable[..., Any], what: str) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    """What makes positional arguments as many as a function takes; its signature is read once, now.
-
-    :raises ConfigurationError: as :func:`adapt`.
-    """
-    least, most = _arity(function, what)
-    return lambda args: args[:most] + (None,) * (least - len(args))
+    async def __call__(self, *args: Any) -> Any:
+        result = self.begin(args)
+        return await result if self.waits or inspect.isawaitable(result) else result
 
 
 def _arity(function: Callable[..., Any], what: str) -> tuple[int, int | None]:

@@ -21,20 +21,25 @@ class Workers:
 
     :param task_group: the scope that owns the workers; what a job raises goes to it.
     :param enter: called at the start of each worker's task, whose context comes from whoever happened to start it.
+    :param attended: :meth:`work` follows without a checkpoint.
     """
 
-    def __init__(self, task_group: TaskGroup, enter: Callable[[], None]) -> None:
+    def __init__(self, task_group: TaskGroup, enter: Callable[[], None], *, attended: bool = False) -> None:
         self._task_group = task_group
         self._enter = enter
         #: few at any time, mostly none
         self._jobs: list[Job] = []
         self._parking = Parking()
-        self._coming = False
+        #: whether somebody who has been called for is still to come
+        self._coming = attended
         self._running = 0
         self._finishing = False
+        self._stopped = False
 
     def submit(self, job: Job) -> None:
         """Have a job run soon."""
+        if self._stopped:
+            return
         self._jobs.append(job)
         self._call()
 
@@ -49,10 +54,20 @@ class Workers:
                 return
             await self._parking.wait()
 
+    @property
+    def quiet(self) -> bool:
+        """Whether no job runs, or waits."""
+        return not self._running and not self._jobs
+
     def finish(self) -> None:
         """Let :meth:`work` return when the last job is done."""
         self._finishing = True
         self._parking.wake()
+
+    def stop(self) -> None:
+        """Like :meth:`finish`, and take no further job."""
+        self._stopped = True
+        self.finish()
 
     def _call(self) -> None:
         if self._coming:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from brightsocket_anyio import ConfigurationError
-from brightsocket_anyio.signature import adapt
+from brightsocket_anyio.signature import Adapted
 
 
 def none() -> Any:
@@ -73,7 +73,7 @@ class Methods:
     ],
 )
 async def test_missing_values_are_none_and_surplus_ones_left_out(function: Any, results: list[Any]) -> None:
-    adapted = adapt(function, "it")
+    adapted = Adapted(function, "it")
     assert [await adapted(*args) for args in ((), (1,), (1, 2), (1, 2, 3))] == results
 
 
@@ -81,8 +81,8 @@ async def test_a_coroutine_function_s_result_is_awaited() -> None:
     async def function(a: Any) -> Any:
         return a
 
-    assert await adapt(function, "it")("value") == "value"
-    assert await adapt(lambda a: function(a), "it")("value") == "value"
+    assert await Adapted(function, "it")("value") == "value"
+    assert await Adapted(lambda a: function(a), "it")("value") == "value"
 
 
 async def test_the_signature_is_read_once() -> None:
@@ -97,27 +97,27 @@ async def test_the_signature_is_read_once() -> None:
         def __call__(self, *args: Any) -> Any:
             return args
 
-    adapted = adapt(Counting(), "it")
+    adapted = Adapted(Counting(), "it")
     reads = Counting.reads
     assert await adapted(1, 2) == (1, 2)
     assert Counting.reads == reads
 
 
 async def test_a_built_in_without_a_signature_gets_what_there_is() -> None:
-    assert await adapt(max, "it")(1, 3, 2) == 3
+    assert await Adapted(max, "it")(1, 3, 2) == 3
     values: list[int] = []
-    await adapt(values.append, "it")(1, 2)
+    await Adapted(values.append, "it")(1, 2)
     assert values == [1]
 
 
 @pytest.mark.parametrize("function", [None, "name", 3])
 async def test_it_must_be_callable(function: Any) -> None:
     with pytest.raises(ConfigurationError, match="a handler must be a function"):
-        adapt(function, "a handler")
+        Adapted(function, "a handler")
 
 
 async def test_a_keyword_that_is_required_can_never_be_given() -> None:
     def function(a: Any, *, b: Any) -> None: ...
 
     with pytest.raises(ConfigurationError, match="'b'"):
-        adapt(function, "a filter")
+        Adapted(function, "a filter")

@@ -231,6 +231,33 @@ async def test_work_returns_at_once_when_nothing_was_ever_submitted() -> None:
             await workers.work()
 
 
+async def test_no_job_is_taken_after_stop() -> None:
+    seen: list[str] = []
+    release = anyio.Event()
+
+    async def block() -> None:
+        await release.wait()
+        seen.append("blocked")
+
+    async def note() -> None:
+        seen.append("begun")
+
+    async with anyio.create_task_group() as tg:
+        workers = Workers(tg, lambda: None)
+        assert workers.quiet
+        workers.submit(block)
+        assert not workers.quiet
+        await wait_all_tasks_blocked()
+        assert not workers.quiet
+        workers.stop()
+        workers.submit(note)
+        release.set()
+        with anyio.fail_after(PATIENCE):
+            await workers.work()
+        assert workers.quiet
+    assert seen == ["blocked"]
+
+
 async def test_what_a_job_raises_goes_to_the_scope() -> None:
     async def fail() -> None:
         raise LookupError("mine")

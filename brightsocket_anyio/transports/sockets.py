@@ -78,6 +78,11 @@ class TrioStream(anyio.abc.ByteStream):
             # there is no room, or the stream is at its end, which the next one to use it hears
             return 0
 
+    @property
+    def flushed(self) -> bool:
+        """Whether all that was taken has left the program."""
+        return True
+
     async def send(self, item: bytes) -> None:
         await self._stream.send(item)
 
@@ -211,6 +216,11 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
             return 0
         self._transport.write(data)
         return len(data)
+
+    @property
+    def flushed(self) -> bool:
+        """Whether all that was taken has left the program."""
+        return not self._full
 
     async def send(self, item: bytes) -> None:
         if self._writable is not None:

@@ -23,7 +23,7 @@ from ..errors import ConnectionLost, ProtocolError
 from ..protocol.engineio import Packet, decode, encode
 from ..settings import Settings
 from .sieve import Sieve
-from .sockets import writer_of
+from .sockets import AsyncioStream, TrioStream, writer_of
 
 #: bytes of one read. It bounds what a peer makes the core build at once: frames, and the pongs that the core adds by
 #: itself, which are all written before the next read.
@@ -44,12 +44,22 @@ _core_logger = logging.getLogger(f"{__name__}.frames")
 
 
 async def send_all(stream: anyio.abc.ByteStream, data: bytes, stall: float) -> None:
-    """Write to a peer that may be slow, but must not stand still. Cancelled, it may have written a part.
+    """Write to a peer that may be slow, but must not stand still. A checkpoint, if there is anything to write.
+    Cancelled, it may have written a part.
 
     :param stall: seconds that each :data:`WRITE_SIZE` bytes may take.
     :raises ConnectionLost: the peer is gone, or has taken no bytes in that time (code ``"stalled"``).
     """
-    for start in range(0, len(data), WRITE_SIZE):
+    if not data:
+        return
+    if len(data) <= WRITE_SIZE and isinstance(stream, AsyncioStream | TrioStream):
+        # mostly there is room, which spares a deadline
+        await anyio.lowlevel.checkpoint()
+        data = data[stream.send_nowait(data) :]
+        if not data and stream.flushed:
+            return
+    # of nothing: to wait until the rest is on its way
+    for start in range(0, len(data) or 1, WRITE_SIZE):
         chunk = data if len(data) <= WRITE_SIZE else data[start : start + WRITE_SIZE]
         sent = False
         try:
