@@ -13,9 +13,11 @@ import pytest
 from anyio.abc import SocketAttribute
 from anyio.streams.stapled import MultiListener
 
+from brightsocket_anyio import ConnectionLost
 from brightsocket_anyio.transports.sockets import accept, writer_of
+from brightsocket_anyio.transports.stream import send_all
 
-from .support import until
+from .support import PATIENCE, until
 
 MEGABYTE = b"x" * 1_000_000
 
@@ -187,3 +189,33 @@ async def test_addresses(host: str) -> None:
 async def test_other_streams_are_written_to_in_the_usual_way() -> None:
     async with pair() as (_, there):
         assert writer_of(there) is None
+
+
+@pytest.mark.parametrize("size", [1, 50_000, 500_000])
+async def test_what_was_sent_has_left_the_program_although_it_began_without_waiting(size: int) -> None:
+    """Or who closes the stream next would take it back."""
+    async with pair() as (here, there):
+        # two of a kind: where the first fills the system's buffer, the second waits
+        here.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        data = b"x" * size
+        got = bytearray()
+
+        async def read() -> None:
+            while chunk := await there.receive():
+                got.extend(chunk)
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(read)
+            await send_all(here, data, PATIENCE)
+            await send_all(here, data, PATIENCE)
+            await here.aclose()
+            await until(lambda: len(got) == 2 * size)
+            tg.cancel_scope.cancel()
+
+
+async def test_a_peer_that_takes_nothing_stalls() -> None:
+    async with pair() as (here, _):
+        with pytest.raises(ConnectionLost) as caught:
+            while True:
+                await send_all(here, b"x" * 60_000, 0.2)
+        assert caught.value.code == "stalled"
