@@ -455,6 +455,7 @@ class ConnectionCore:
     def settle(self) -> None:
         """The current task waits for the peer or sends to it: its channel's function has settled."""
         if (function := settling.get()) is not None:
+            settling.set(None)
             function.settle()
 
     # -- sending

@@ -104,7 +104,10 @@ class _Waiting:
 
 class Outbox:
     """The bounded buffer of what is to be sent, in order. Counts messages and bytes; a message too large for it goes in
-    alone."""
+    alone.
+
+    :ivar closed: whether it takes nothing more.
+    """
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         self._max_messages = max_messages
@@ -113,7 +116,7 @@ class Outbox:
         self._size = 0
         self._waiting: list[_Waiting] = []
         self._emptied: anyio.Event | None = None
-        self._closed = False
+        self.closed = False
         #: once it is closed: the units with a sender that nobody has begun to send
         self.unsent: list[Unit] = []
 
@@ -128,13 +131,13 @@ class Outbox:
 
     def push(self, unit: Unit, sender: object | None = None) -> None:
         """Add what must go out whatever the bounds: the session's own packets, and what was accepted before."""
-        if not self._closed:
+        if not self.closed:
             self._append(unit, _size(unit), sender)
 
     def offer(self, unit: Unit, sender: object | None = None) -> bool:
         """Add a unit if there is room for it; one with a ``sender`` may be dropped by :meth:`make_room`."""
         size = _size(unit)
-        if self._closed or self._waiting or not self._has_room(size):
+        if self.closed or self._waiting or not self._has_room(size):
             return False
         self._append(unit, size, sender)
         return True
@@ -145,7 +148,7 @@ class Outbox:
         :param placed: called at the moment at which it gets in.
         :raises anyio.ClosedResourceError: nothing is sent any more.
         """
-        if self._closed:
+        if self.closed:
             raise anyio.ClosedResourceError
         if self.offer(unit, sender):
             if placed is not None:
@@ -167,7 +170,7 @@ class Outbox:
         """Drop the oldest units whose sender may go and that nobody has begun to send, as many as have to for a new
         one; none if that would not be enough. Returns how many.
         """
-        if self._closed or self._waiting:
+        if self.closed or self._waiting:
             return 0
         count, size = len(self._units), self._size + _size(unit)
         dropped: list[int] = []
@@ -216,7 +219,7 @@ class Outbox:
 
     def shut(self) -> None:
         """Take nothing more; whoever waits for room hears it. What is in may still be sent."""
-        self._closed = True
+        self.closed = True
         while self._waiting:
             self._waiting.pop(0).over.set()
 
@@ -399,6 +402,10 @@ class Session:
         :param placed: called at the moment at which the unit has its place in the order of what is sent.
         :raises anyio.ClosedResourceError: the session is over.
         """
+        if self._send_at_once(unit):
+            if placed is not None:
+                placed()
+            return
         await self._outbox.put(unit, sender, placed)
         self._post()
 
@@ -408,6 +415,8 @@ class Session:
         :param sender: whose unit it is: one that :meth:`make_room` may take out again, and that is among the
             :attr:`unsent` if the session ends before.
         """
+        if self._send_at_once(unit):
+            return True
         taken = self._outbox.offer(unit, sender)
         if taken:
             self._post()
@@ -426,23 +435,32 @@ class Session:
 
         :param sender: as for :meth:`send_nowait`.
         """
-        self._outbox.push(unit, sender)
-        self._post()
+        if not self._send_at_once(unit):
+            self._outbox.push(unit, sender)
+            self._post()
         self.reschedule()
 
+    def _send_at_once(self, unit: Unit) -> bool:
+        """Send a unit past the outgoing buffer, if nothing is in that, and nothing has to be waited for."""
+        prompt = self._prompt
+        if (
+            prompt is None
+            or self._writing
+            or self._run >= RUN
+            or self._outbox.closed
+            or not prompt.send_nowait(unit)
+        ):
+            return False
+        self._run += 1
+        self.statistics.packets_sent += len(unit)
+        if not prompt.flushed:
+            self._post()
+        return True
+
     def _post(self) -> None:
-        """Something has been put into the outgoing buffer: send it at once, or have it sent."""
+        """There is something to be sent: have it sent."""
         if self._writing:
             return
-        outbox = self._outbox
-        if self._prompt is not None and self._run < RUN:
-            packets, count = outbox.peek(BATCH_BYTES)
-            if packets and self._prompt.send_nowait(packets):
-                self._run += 1
-                self.statistics.packets_sent += len(packets)
-                outbox.commit(count)
-                if self._prompt.flushed and outbox.empty:
-                    return
         self._writing = True
         if self._filled is None:
             self._filled = Parking()
@@ -453,8 +471,9 @@ class Session:
 
     def _reply(self) -> None:
         for reply in self.automaton.replies():
-            self._outbox.push((reply,))
-            self._post()
+            if not self._send_at_once((reply,)):
+                self._outbox.push((reply,))
+                self._post()
 
     @property
     def unsent(self) -> list[Unit]:
@@ -497,7 +516,7 @@ class Session:
             self._alarm.set(self.automaton.deadline)
 
     def _must_hold(self) -> bool:
-        return (self._sink.full and not self._sink.calling) or self._outbox.overfull
+        return (self._sink.full and not self._sink.calling) or (self._writing and self._outbox.overfull)
 
     async def _hold(self) -> None:
         self.automaton.hold(anyio.current_time())

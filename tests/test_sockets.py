@@ -201,7 +201,7 @@ async def test_what_was_sent_has_left_the_program_although_it_began_without_wait
         got = bytearray()
 
         async def read() -> None:
-            while chunk := await there.receive():
+            async for chunk in there:
                 got.extend(chunk)
 
         async with anyio.create_task_group() as tg:

@@ -120,6 +120,8 @@ class WebSocket:
     :param core: from :func:`open_core`.
     :param settings: for ``max_payload``, ``max_fragments``, ``stall_timeout`` and ``close_timeout``.
     :param leading: bytes that were read together with the handshake.
+    :ivar prepared: whether :meth:`send_frames` may be used: frames that are neither masked nor compressed suit every
+        peer.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class WebSocket:
     ) -> None:
         self._stream = stream
         self._core = core
+        self.prepared: bool = core.side is Side.SERVER and not core.extensions
         self._stall = settings.stall
         self._close_timeout = settings.close_timeout
         self._max_size = settings.max_payload
@@ -152,11 +155,6 @@ class WebSocket:
         self._sieve = None if core.extensions else Sieve(masked=core.side is Side.SERVER, max_size=settings.max_payload)
         self._fragments = bytearray()
         self._fragment_count = self._empty_count = 0
-
-    @property
-    def prepared(self) -> bool:
-        """Whether :meth:`send_frames` may be used: frames that are neither masked nor compressed suit every peer."""
-        return self._core.side is Side.SERVER and not self._core.extensions
 
     @property
     def close_code(self) -> int | None:
