@@ -459,7 +459,7 @@ class Session:
 
     def _post(self) -> None:
         """There is something to be sent: have it sent."""
-        if self._writing:
+        if self._writing or self._outbox.closed:
             return
         self._writing = True
         if self._filled is None:

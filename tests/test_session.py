@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from brightsocket_anyio import Brightsocket, Connection
+from brightsocket_anyio import Brightsocket, Connection, ConnectionLost
 from brightsocket_anyio.protocol.engineio import Open, Packet, PacketType
 from brightsocket_anyio.protocol.state import Automaton, Ended, Event, Joined, Opened, Side, Unit
 from brightsocket_anyio.session import Outbox, Session
@@ -335,3 +335,36 @@ async def test_a_task_that_is_woken_just_as_the_session_changes_its_road_goes_on
         assert session.transport is websocket
         assert unit("0")[0] in (polling if left == "receiving" else websocket).sent
         tg.cancel_scope.cancel()
+
+
+@pytest.mark.mock_clock
+async def test_a_session_that_is_ending_does_not_wait_for_a_road_that_is_lost_meanwhile() -> None:
+    """What is pushed after that is sent to nobody."""
+    settings = Settings(close_timeout=5)
+
+    class Lost(Road):
+        async def send(self, packets: Sequence[Packet]) -> None:
+            await anyio.sleep(1)
+            raise ConnectionLost("transport error", "the peer is gone")
+
+    class Sink:
+        full = calling = False
+
+        def handle(self, event: Event) -> None: ...
+
+        async def end(self, cause: Ended) -> None:
+            await anyio.sleep(2)
+            session.push(unit("a word to say goodbye"))
+
+    automaton = Automaton(Side.SERVER, 4, settings, sid="sid", now=anyio.current_time())
+    automaton.open(anyio.current_time(), polling=False)
+    session = Session(automaton, Lost("websocket", anyio.Event(), ""), settings, Timer())
+
+    def begin() -> None:
+        session.push(unit("hello"))
+        session.end("server shutting down", "the server is shutting down")
+
+    began = anyio.current_time()
+    with anyio.fail_after(PATIENCE):
+        await session.run(Sink(), begin)
+    assert anyio.current_time() - began == 2
