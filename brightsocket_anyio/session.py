@@ -443,13 +443,7 @@ class Session:
     def _send_at_once(self, unit: Unit) -> bool:
         """Send a unit past the outgoing buffer, if nothing is in that, and nothing has to be waited for."""
         prompt = self._prompt
-        if (
-            prompt is None
-            or self._writing
-            or self._run >= RUN
-            or self._outbox.closed
-            or not prompt.send_nowait(unit)
-        ):
+        if prompt is None or self._writing or self._run >= RUN or self._outbox.closed or not prompt.send_nowait(unit):
             return False
         self._run += 1
         self.statistics.packets_sent += len(unit)

@@ -267,7 +267,9 @@ class World:
 
     async def switch_and_vanish(self, eio: int, channels: list[str]) -> None:
         """A stock client goes from channel to channel on one session, sometimes without waiting to be let in."""
-        actor = self.strangers["a stranger"] = Actor("a stranger")
+        # each of them another one: what one has sent before it vanished may take effect after it has left
+        name = f"stranger {len(self.strangers)}"
+        actor = self.strangers[name] = Actor(name)
         async with joined(self._bound, eio=eio) as peer:
             for channel in channels:
                 await peer.identify(channel, name=actor.name)

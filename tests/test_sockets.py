@@ -215,7 +215,11 @@ async def test_what_was_sent_has_left_the_program_although_it_began_without_wait
 
 async def test_a_peer_that_takes_nothing_stalls() -> None:
     async with pair() as (here, _):
-        with pytest.raises(ConnectionLost) as caught:
+
+        async def send_for_ever() -> None:
             while True:
                 await send_all(here, b"x" * 60_000, 0.2)
+
+        with pytest.raises(ConnectionLost) as caught:
+            await send_for_ever()
         assert caught.value.code == "stalled"
