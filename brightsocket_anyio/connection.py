@@ -293,10 +293,10 @@ class ConnectionCore:
         failed: Callable[[Exception], End],
     ) -> None:
         self.session: Session = session
-        self.namespace = namespace
-        self.channel = channel
-        self.settings = settings
-        self.id = id
+        self.namespace: str = namespace
+        self.channel: str = channel
+        self.settings: Settings = settings
+        self.id: str = id
         self.ended: End | None = None
         self.over: Latch = Latch()
         self.accepted: bool = False

@@ -467,7 +467,7 @@ class _Connection:
 class _Upgrade:
     """A WebSocket handshake that waits for its answer; a :class:`~brightsocket_anyio.transport.WebSocketRequest`."""
 
-    at_home = True
+    at_home: bool = True
 
     def __init__(self, connection: _Connection, scope: Scope, handshake: ServerProtocol, answer: Response) -> None:
         self.scope = scope

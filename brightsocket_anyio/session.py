@@ -116,7 +116,7 @@ class Outbox:
         self._size = 0
         self._waiting: list[_Waiting] = []
         self._emptied: anyio.Event | None = None
-        self.closed = False
+        self.closed: bool = False
         #: once it is closed: the units with a sender that nobody has begun to send
         self.unsent: list[Unit] = []
 

@@ -180,7 +180,7 @@ class ASGIWebSocketRequest:
         self._settings = settings
         self._connecting = True
 
-    at_home = False
+    at_home: bool = False
 
     @property
     def scope(self) -> Scope:

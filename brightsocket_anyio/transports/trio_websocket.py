@@ -288,7 +288,7 @@ class TrioWebSocketRequest:
         self._settings = settings
         self._scope = _scope_of(request)
 
-    at_home = False
+    at_home: bool = False
 
     @property
     def scope(self) -> Scope:
