@@ -174,6 +174,8 @@ class _Gate(anyio.abc.Listener[anyio.abc.ByteStream]):
             await self._slots.all.acquire()
             stream = await self._accept()
             task_group.start_soon(self._serve_one, handler, stream, name="connection")
+            # which would otherwise live on with its errors, and with their frames, until the next one comes
+            del stream
 
     async def _accept(self) -> anyio.abc.ByteStream:
         while True:

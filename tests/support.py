@@ -154,6 +154,16 @@ def census() -> Counter[str]:
     return counts
 
 
+async def census_at_rest() -> Counter[str]:
+    """The same, once what was about to end has ended: tasks do so a moment after the sessions that they served."""
+    before, after = None, census()
+    with anyio.fail_after(PATIENCE):
+        while before != after:
+            await anyio.wait_all_tasks_blocked()
+            before, after = after, census()
+    return after
+
+
 class Raw:
     """A WebSocket whose messages the test writes and reads itself.
 

@@ -176,7 +176,8 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
-        self._cause = exc
+        # the traceback would keep alive who was writing
+        self._cause = exc and exc.with_traceback(None)
         self._wake_reader()
         self._wake_writer()
 

@@ -22,6 +22,7 @@ from ..support import (
     MemoryListener,
     Raw,
     census,
+    census_at_rest,
     identified,
     joined,
     raw,
@@ -271,8 +272,7 @@ async def test_what_a_client_runs_is_over_when_open_client_is() -> None:
         async with open_client(bound.url) as client:
             await client.connect("A")
         await until(lambda: len(api.pool) == 0)
-        await anyio.wait_all_tasks_blocked()
-        before = census()
+        before = await census_at_rest()
         async with open_client(bound.url) as client:
 
             @client.on("CLIENTS")
@@ -361,7 +361,7 @@ async def test_after_many_connects_and_abrupt_losses_the_counts_are_where_they_b
     work = Workload()
     async with serving(work.api) as bound:
         await _lose(work, bound, eio)
-        before = census()
+        before = await census_at_rest()
         for _ in range(LOSSES):
             await _lose(work, bound, eio)
         await _back_to(before)
@@ -381,11 +381,11 @@ async def test_losses_at_each_step_of_a_session_leave_nothing() -> None:
 
     @api.connect("STUCK")
     async def stuck() -> None:
-        await anyio.sleep_forever()
+        await work._linger("stuck")
 
     async with serving(api) as bound:
         await _lose(work, bound, 4)
-        before = census()
+        before = await census_at_rest()
         for step in ("tcp", "request", "open", "joined", "identifying", "stuck", "binary"):
             async with await anyio.connect_tcp(*bound.addresses[0]) as stream:
                 if step == "request":
@@ -408,7 +408,6 @@ async def test_losses_at_each_step_of_a_session_leave_nothing() -> None:
 
 
 async def _back_to(before: Counter[str], work: Workload | None = None) -> None:
-    """The counts return to what they were, or to less, since the test's own connections may have been counted."""
     left = before.copy()
     with anyio.move_on_after(PATIENCE):
         while left:
