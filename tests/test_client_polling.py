@@ -33,7 +33,7 @@ from brightsocket_anyio.roads import RoadName
 from brightsocket_anyio.settings import Settings
 from brightsocket_anyio.transports.httpx_polling import connect_polling
 
-from .support import PATIENCE, census, serve_in, serving, serving_in_memory, until
+from .support import PATIENCE, census, census_at_rest, serve_in, serving, serving_in_memory, until
 
 EIO = Literal[3, 4]
 Scope = MutableMapping[str, Any]
@@ -962,19 +962,9 @@ async def test_nothing_is_left_of_many_connections(transport: Sequence[RoadName]
             place.connections.clear()
             del client, connection
             if number == 3:
-                await settled()
-                before = census()
+                before = await census_at_rest()
         assert before is not None
         await until(lambda: not census() - before)
-
-
-async def settled() -> None:
-    """Let the server notice the connections that were closed."""
-    before, after = None, census()
-    with anyio.fail_after(PATIENCE):
-        while before != after:
-            await anyio.wait_all_tasks_blocked()
-            before, after = after, census()
 
 
 @pytest.mark.parametrize("transport", ["polling", ("polling", "websocket")])
@@ -996,8 +986,7 @@ async def test_connect_cancelled_at_every_step(transport: Any) -> None:
         while not await act(steps):
             steps += 1 + steps // 2
         assert steps > 10
-        await settled()
-        counts = census()
+        counts = await census_at_rest()
         # The server may have begun a session of which the client has not heard: its heartbeat will end that.
         assert (counts["ConnectionCore"], counts["HttpxPollingTransport"]) == (0, 0)
         assert "long poll" not in {task.name for task in anyio.get_running_tasks()}
@@ -1037,8 +1026,7 @@ async def test_a_client_that_is_cancelled_leaves_no_request_behind() -> None:
             # the GET was cut off, which the server sees at once
             await until(lambda: not place.api.pool)
             place.connections.clear()
-            await settled()
-            before = before or census()
+            before = before or await census_at_rest()
         assert before is not None
         await until(lambda: not census() - before)
 

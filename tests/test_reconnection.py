@@ -24,7 +24,7 @@ from brightsocket_anyio import (
 )
 
 from .proxy import Proxy, address_of, proxied
-from .support import PATIENCE, census, serve_in, serving, serving_in_memory, until
+from .support import PATIENCE, census, census_at_rest, serve_in, serving, serving_in_memory, until
 
 pytestmark = pytest.mark.anyio
 
@@ -642,7 +642,7 @@ async def test_nothing_is_left_of_the_sessions_before() -> None:
             desk.visits.clear()
             if before is None:
                 await until(lambda: census()["Session"] == 2)
-                before = census()
+                before = await census_at_rest()
         await nothing_is_left(desk, before or Counter())
 
 
