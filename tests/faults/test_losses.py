@@ -20,7 +20,7 @@ LEFT_BY_A_LOSS = 2_500
 @pytest.mark.timeout(600)
 async def test_connects_and_abrupt_losses(loop: str, anyio_backend: str, request: pytest.FixtureRequest) -> None:
     """In a process of its own: its memory, sockets and objects return to where they were."""
-    round_of = 3_000 if request.config.getoption("--full") else 200
+    round_of = 3_400 if request.config.getoption("--full") else 200
     async with running(loop) as program, controlled(program) as control:
         before = await control.call("CENSUS")
         # what the allocators keep
