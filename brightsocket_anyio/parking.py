@@ -16,9 +16,11 @@ class Parking:
     Nothing is remembered: to wake without somebody who waits has no effect.
     """
 
-    __slots__ = ("_future", "_task")
+    __slots__ = ("_future", "_loop", "_task")
 
     def __init__(self) -> None:
+        #: asyncio's, once somebody has waited on it: to find out each time would be a third of what a wait costs
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._task: trio.lowlevel.Task | None = None
         self._future: asyncio.Future[None] | None = None
 
@@ -34,11 +36,13 @@ class Parking:
         """
         if self._task is not None or self._future is not None:
             raise anyio.BusyResourceError("waiting at")
-        if trio.lowlevel.in_trio_task():
-            self._task = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(self._abort)
-            return
-        future = self._future = asyncio.get_running_loop().create_future()
+        if self._loop is None:
+            if trio.lowlevel.in_trio_task():
+                self._task = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(self._abort)
+                return
+            self._loop = asyncio.get_running_loop()
+        future = self._future = self._loop.create_future()
         try:
             await future
         finally:

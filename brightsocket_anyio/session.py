@@ -18,7 +18,7 @@ from .protocol.engineio import Packet, PacketType
 from .protocol.state import PROBE, Action, Automaton, Ended, Event, OfferExpired, Unit
 from .settings import Settings
 from .statistics import Statistics
-from .timer import Alarm, Timer
+from .timer import Alarm, Timer, clock
 from .transport import PromptTransport, Transport
 
 logger: logging.Logger = logging.getLogger("brightsocket_anyio")
@@ -525,13 +525,14 @@ class Session:
     # -- the two tasks, and the timer's call
 
     async def _read(self) -> None:
+        now = clock()
         try:
             while self._cause is None:
                 packets, self._pushed_back = self._pushed_back, []
                 if not packets:
                     packets = await (self._receive() if self._may_change else self.transport.receive())
                 self._run = 0
-                await self._take(packets)
+                await self._take(packets, now)
         except anyio.EndOfStream as exc:
             reason = "the peer closed the transport" + (f": {exc}" if str(exc) else "")
             self._end(Ended("transport close", reason, by_peer=True), flush=False)
@@ -557,13 +558,13 @@ class Session:
         self._receiving = None
         return packets
 
-    async def _take(self, packets: list[Packet]) -> None:
-        now = anyio.current_time()
+    async def _take(self, packets: list[Packet], now: Callable[[], float]) -> None:
+        time = now()
         automaton = self.automaton
         self.statistics.packets_received += len(packets)
         for index, packet in enumerate(packets, 1):
             self._working = True
-            event = automaton.receive(packet, now)
+            event = automaton.receive(packet, time)
             if automaton.replying:
                 self._reply()
             if type(event) is Action:
@@ -575,10 +576,10 @@ class Session:
                 return
             if self._must_hold():
                 await self._hold()
-                now = anyio.current_time()
+                time = now()
             elif not index % RUN:
                 await checkpoint()
-                now = anyio.current_time()
+                time = now()
 
     def _handle(self, event: Event) -> None:
         match event:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
 import logging
 from collections.abc import Callable
 
 import anyio
+import trio
 
 logger: logging.Logger = logging.getLogger("brightsocket_anyio")
 
 _NEVER = float("inf")
+
+
+def clock() -> Callable[[], float]:
+    """The event loop's clock, for who reads it often: :func:`anyio.current_time` finds out each time whose loop it is,
+    which takes half a microsecond."""
+    if trio.lowlevel.in_trio_task():
+        return trio.lowlevel.current_clock().current_time
+    return asyncio.get_running_loop().time
 
 
 class Timer:

@@ -134,6 +134,7 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
     _transport: asyncio.Transport
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         #: few at any time, mostly none
         self._chunks: list[bytes] = []
         self._size = 0
@@ -189,7 +190,7 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
         if self._chunks or self._eof or self._lost or self._closed:
             await checkpoint()
         else:
-            self._readable = asyncio.get_running_loop().create_future()
+            self._readable = self._loop.create_future()
             try:
                 await self._readable
             finally:
@@ -238,7 +239,7 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
     async def _wait_writable(self) -> None:
         self._check()
         if self._full:
-            self._writable = asyncio.get_running_loop().create_future()
+            self._writable = self._loop.create_future()
             try:
                 await self._writable
             finally:
