@@ -348,16 +348,19 @@ class ConnectionCore:
         try:
             async with anyio.create_task_group() as self._task_group:
                 self._workers = Workers(self._task_group, self.enter, attended=True)
-                if self.ended is not None:
-                    self._begin_to_end()
-                if begin is not None:
-                    begin()
-                await self._workers.work()
-                if self.settings.grace:
-                    self._task_group.cancel_scope.cancel()
+                try:
+                    if self.ended is not None:
+                        self._begin_to_end()
+                    if begin is not None:
+                        begin()
+                    await self._workers.work()
+                    if self.settings.grace:
+                        self._task_group.cancel_scope.cancel()
+                finally:
+                    # here, since nothing can be started once the task group waits for its last tasks
+                    self.end(End("closed", "the connection's scope was cancelled"))
         finally:
             self._task_group = None
-            self.end(End("closed", "the connection's scope was cancelled"))
 
     def start(self, function: Callable[[], Awaitable[None]]) -> None:
         """Run a function in the connection's scope."""

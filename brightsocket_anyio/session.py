@@ -357,34 +357,37 @@ class Session:
         deadline = float("-inf")
         try:
             async with anyio.create_task_group() as self.task_group:
-                self._writing = False
-                if not self._outbox.empty:
-                    self._post()
-                self.reschedule()
-                with self._reading:
-                    if begin is not None:
-                        begin()
-                    await self._read()
-                cause = self._cause or cause
-                self.automaton.close()
-                await sink.end(cause)
-                if cause.by_peer or cause.code not in _DEAD:
-                    deadline = anyio.current_time() + self.settings.close_timeout
-                if self._flush:
-                    with anyio.CancelScope(deadline=deadline):
-                        if self._changing is not None:
-                            # the peer does not poll any more: it hears the rest, and the end, where it changes to
-                            await self._changing.wait()
-                        await self.flush()
-                if self._has_chores:
-                    # nothing else is left in there
-                    self.task_group.cancel_scope.cancel()
+                try:
+                    self._writing = False
+                    if not self._outbox.empty:
+                        self._post()
+                    self.reschedule()
+                    with self._reading:
+                        if begin is not None:
+                            begin()
+                        await self._read()
+                    cause = self._cause or cause
+                    self.automaton.close()
+                    await sink.end(cause)
+                    if cause.by_peer or cause.code not in _DEAD:
+                        deadline = anyio.current_time() + self.settings.close_timeout
+                    if self._flush:
+                        with anyio.CancelScope(deadline=deadline):
+                            if self._changing is not None:
+                                # the peer does not poll any more: it hears the rest, and the end, where it changes to
+                                await self._changing.wait()
+                            await self.flush()
+                    if self._has_chores:
+                        # nothing else is left in there
+                        self.task_group.cancel_scope.cancel()
+                finally:
+                    # here, since no writer can be started once the task group waits for its last tasks
+                    self._outbox.close()
         finally:
             self._cause = cause
             self.automaton.close()
             self.closed = True
             self._alarm.cancel()
-            self._outbox.close()
             if self._offer is not None:
                 self._offer.cancel()
             with anyio.CancelScope(deadline=deadline, shield=True):

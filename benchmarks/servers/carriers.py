@@ -22,8 +22,10 @@ async def tcp_anyio() -> None:
 
     async def echo(stream: anyio.abc.SocketStream) -> None:
         async with stream:
-            async for data in stream:
-                await stream.send(data)
+            # at the end the generator is gone without a word
+            with contextlib.suppress(anyio.BrokenResourceError):
+                async for data in stream:
+                    await stream.send(data)
 
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1", backlog=1024)
     async with listener:
@@ -35,8 +37,9 @@ async def tcp_trio() -> None:
     """A TCP echo over Trio's own streams."""
 
     async def echo(stream: trio.SocketStream) -> None:
-        async for data in stream:
-            await stream.send_all(data)
+        with contextlib.suppress(trio.BrokenResourceError):
+            async for data in stream:
+                await stream.send_all(data)
 
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1", backlog=1024)
     print(listeners[0].socket.getsockname()[1], flush=True)
@@ -62,7 +65,6 @@ async def websockets_echo() -> None:
     """The server of ``websockets``, as its documentation has it."""
 
     async def echo(connection: websockets.asyncio.server.ServerConnection) -> None:
-        # at the end the generator is gone without a word
         with contextlib.suppress(websockets.exceptions.ConnectionClosed):
             async for message in connection:
                 await connection.send(message)

@@ -16,6 +16,7 @@ from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint
 
 from brightsocket_anyio import Brightsocket, Connection, ConnectionLost, Refused, open_client
+from brightsocket_anyio.protocol.engineio import Packet, PacketType
 
 from ..support import (
     PATIENCE,
@@ -291,6 +292,42 @@ async def test_what_a_client_runs_is_over_when_open_client_is() -> None:
         await until(lambda: len(api.pool) == 0)
         del connection, client, clients, mine
         await _back_to(before)
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+async def test_what_comes_while_a_scope_is_being_cancelled_starts_nothing_in_it(blocked: bool) -> None:
+    """A scope that waits for its last tasks takes no new ones, which is nothing for its session to fail by."""
+
+    async def cancel(scope: anyio.CancelScope) -> None:
+        scope.cancel()
+
+    api = Brightsocket()
+    api.connect("X", lambda: None)
+    async with serving(api) as bound:
+        for _ in range(20):
+            async with anyio.create_task_group() as outside:
+                with anyio.CancelScope() as scope:
+                    async with open_client(bound.url) as client:
+                        connection = await client.connect("X")
+
+                        @connection.on("ACTION", limit=100)
+                        async def act() -> None:
+                            if blocked:
+                                await anyio.sleep_forever()
+
+                        async def go_on(core: Any = connection._core) -> None:
+                            """As the session's reader does, and whoever ends it, if their turn comes just then."""
+                            try:
+                                await anyio.sleep_forever()
+                            finally:
+                                core.deliver("ACTION", (), None, 1)
+                                core.session.push((Packet(PacketType.NOOP),))
+
+                        async with anyio.create_task_group() as inside:
+                            for task_group in (inside, client._task_group, connection._core.session.task_group):
+                                task_group.start_soon(go_on)
+                            await anyio.wait_all_tasks_blocked()
+                            outside.start_soon(cancel, scope)
 
 
 async def test_a_clients_aclose_returns_when_its_tasks_have_finished() -> None:
