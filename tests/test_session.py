@@ -368,3 +368,37 @@ async def test_a_session_that_is_ending_does_not_wait_for_a_road_that_is_lost_me
     with anyio.fail_after(PATIENCE):
         await session.run(Sink(), begin)
     assert anyio.current_time() - began == 2
+
+
+async def test_what_is_sent_while_the_session_is_being_cancelled_goes_nowhere() -> None:
+    """Its task group takes no writer any more once it is about to end, which nobody who sends is to fail by."""
+    settings = Settings()
+
+    class Sink:
+        full = calling = False
+
+        def handle(self, event: Event) -> None: ...
+
+        async def end(self, cause: Ended) -> None: ...
+
+    async def send_late(session: Session) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            session.push(unit("late"))
+            session.send_nowait(unit("later"))
+
+    for order in range(20):
+        automaton = Automaton(Side.SERVER, 4, settings, sid="sid", now=anyio.current_time())
+        automaton.open(anyio.current_time(), polling=False)
+        road = Road("websocket", anyio.Event(), "")
+        session = Session(automaton, road, settings, Timer())
+        async with anyio.create_task_group() as tg:
+            if order % 2:
+                tg.start_soon(send_late, session)
+            tg.start_soon(session.run, Sink())
+            if not order % 2:
+                tg.start_soon(send_late, session)
+            await anyio.wait_all_tasks_blocked()
+            tg.cancel_scope.cancel()
+        assert not road.sent

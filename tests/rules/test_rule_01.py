@@ -16,7 +16,6 @@ from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint
 
 from brightsocket_anyio import Brightsocket, Connection, ConnectionLost, Refused, open_client
-from brightsocket_anyio.protocol.engineio import Packet, PacketType
 
 from ..support import (
     PATIENCE,
@@ -316,15 +315,14 @@ async def test_what_comes_while_a_scope_is_being_cancelled_starts_nothing_in_it(
                                 await anyio.sleep_forever()
 
                         async def go_on(core: Any = connection._core) -> None:
-                            """As the session's reader does, and whoever ends it, if their turn comes just then."""
+                            """As the session's reader does, if its turn comes just then."""
                             try:
                                 await anyio.sleep_forever()
                             finally:
                                 core.deliver("ACTION", (), None, 1)
-                                core.session.push((Packet(PacketType.NOOP),))
 
                         async with anyio.create_task_group() as inside:
-                            for task_group in (inside, client._task_group, connection._core.session.task_group):
+                            for task_group in (inside, client._task_group):
                                 task_group.start_soon(go_on)
                             await anyio.wait_all_tasks_blocked()
                             outside.start_soon(cancel, scope)
