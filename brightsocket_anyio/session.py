@@ -373,9 +373,6 @@ class Session:
                         deadline = anyio.current_time() + self.settings.close_timeout
                     if self._flush:
                         with anyio.CancelScope(deadline=deadline):
-                            if self._changing is not None:
-                                # the peer does not poll any more: it hears the rest, and the end, where it changes to
-                                await self._changing.wait()
                             await self.flush()
                     if self._has_chores:
                         # nothing else is left in there
@@ -479,6 +476,9 @@ class Session:
 
     async def flush(self) -> None:
         """Wait until everything that was accepted has been sent, or the session has ended."""
+        if self._changing is not None:
+            # the peer does not poll any more: it hears the rest, and the end, where it changes to
+            await self._changing.wait()
         while self._writing:
             await self._outbox.wait_emptied()
 
