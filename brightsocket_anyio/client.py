@@ -362,7 +362,7 @@ class _Stay:
                 await self._live()
         finally:
             if self.core is not None:
-                self.core.over.set()
+                self.core.finish()
             self._fail(ConnectionLost("closed", "the client was closed"))
             self.over.set()
             self._note("disconnected")

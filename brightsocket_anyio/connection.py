@@ -32,9 +32,12 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _inside: contextvars.ContextVar[tuple[object, ...]] = contextvars.ContextVar("inside", default=())
 
 
-def enclosing() -> Callable[[], None]:
-    """What marks a later task as being inside the same connections as the current one."""
-    within = _inside.get()
+def enclosing(*further: object) -> Callable[[], None]:
+    """What marks a later task as being inside the same connections as the current one, and inside further ones.
+
+    :param further: marks.
+    """
+    within = (*_inside.get(), *further)
 
     def enter() -> None:
         _inside.set(within)
@@ -262,12 +265,12 @@ class ConnectionCore:
         "_room",
         "_streams",
         "_task_group",
-        "_within",
         "_workers",
         "accepted",
         "channel",
         "dropped",
         "ended",
+        "enter",
         "id",
         "inbox",
         "journal",
@@ -313,7 +316,7 @@ class ConnectionCore:
             changed=self._note_changed,
         )
         self._ids = ids
-        self._failed = failed
+        self._failed: Callable[[Exception], End] | None = failed
         #: the rooms that a server's connection has joined, and who is told of further ones once it is accepted
         self.rooms: set[str] = set()
         self.moved: Callable[[str, bool], None] | None = None
@@ -329,7 +332,8 @@ class ConnectionCore:
         self._away: End | None = None
         self._decided = Latch()
         self._mark = object()
-        self._within = (*_inside.get(), self._mark)
+        #: marks the current task as one of the connection's
+        self.enter: Callable[[], None] = enclosing(self._mark)
         self._task_group: TaskGroup | None = None
         self._workers: Workers
         self._room: anyio.Event | None = None
@@ -365,11 +369,6 @@ class ConnectionCore:
     def start(self, function: Callable[[], Awaitable[None]]) -> None:
         """Run a function in the connection's scope."""
         self._workers.submit(function)
-
-    def enter(self) -> None:
-        """Mark the current task as one of the connection's."""
-        _inside.set(self._within)
-        settling.set(None)
 
     def has_ended(self) -> bool:
         """Whether the connection has ended, though its tasks may have some grace yet."""
@@ -418,11 +417,19 @@ class ConnectionCore:
         assert self._task_group is not None
         self._task_group.cancel_scope.cancel(f"{self.ended.code}: {self.ended.reason}")
 
+    def finish(self) -> None:
+        """The connection is over, and everything in its scope has finished: wake who waits for that, and let go of
+        whoever owns it, so that what is left is no work for the garbage collector."""
+        self.over.set()
+        self.inbox.let_go()
+        self._failed = None
+
     def fail(self, exc: Exception) -> None:
         """A function of the connection's has failed. Having run into the connection's own end is no failure."""
         if (self.ended is not None or self.session.ending is not None) and _is_end(exc):
             return
-        self.end(self._failed(exc))
+        if self._failed is not None:
+            self.end(self._failed(exc))
 
     def accept(self, units: list[Unit]) -> None:
         """The connection is accepted: send ``units``, then what was sent meanwhile; deliver what has arrived."""

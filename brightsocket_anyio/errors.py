@@ -16,9 +16,12 @@ AnyIO's own exceptions keep AnyIO's meaning: :exc:`anyio.ClosedResourceError` (w
 
 from __future__ import annotations
 
-from typing import Any
+from copy import copy
+from typing import Any, TypeVar
 
 import anyio
+
+Error = TypeVar("Error", bound=Exception)
 
 
 def sole(exc: BaseException) -> BaseException:
@@ -27,6 +30,12 @@ def sole(exc: BaseException) -> BaseException:
     while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
         exc = exc.exceptions[0]
     return exc
+
+
+def fresh(exc: Error) -> Error:
+    """A copy to raise of an exception that is kept: a traceback would keep the frames that it has come through, and by
+    them whoever keeps it."""
+    return copy(exc)
 
 
 class BrightsocketError(Exception):

@@ -230,6 +230,10 @@ class Inbox:
         self._full.clear()
         self.full = False
 
+    def let_go(self) -> None:
+        """The connection has finished: nobody is told of anything any more, or kept."""
+        self._filter = self._answer = self._dropped = self._changed = _ignore
+
     def take_rest(self, action: str) -> list[Item]:
         """When the inbox is closed: what had arrived for an action without receivers. Only filters that are gone could
         let the rest of it pass."""
@@ -339,3 +343,7 @@ class Inbox:
     def _tidy(self, lane: Lane) -> None:
         if not lane.receivers and not lane.waiting.items and not lane.busy:
             self._lanes.pop(lane.action, None)
+
+
+def _ignore(_: object = None) -> None:
+    pass

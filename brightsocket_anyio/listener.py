@@ -13,7 +13,7 @@ import logging
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, Literal, Protocol
@@ -26,8 +26,10 @@ from anyio.streams.stapled import MultiListener
 from anyio.streams.tls import TLSAttribute, TLSListener
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidHeader
+from websockets.extensions import Extension
 from websockets.extensions.permessage_deflate import enable_server_permessage_deflate
 from websockets.http11 import Request, Response
+from websockets.protocol import Side
 from websockets.server import ServerProtocol
 
 from .asgi import BodyPatience
@@ -35,7 +37,7 @@ from .errors import ConnectionLost, ProtocolError
 from .settings import Settings
 from .transport import Headers as HeaderList
 from .transport import Message, Receive, Scope, Send, WebSocketRequest
-from .transports.sockets import accept
+from .transports.sockets import acceptor_of
 from .transports.stream import READ_SIZE, STREAM_ERRORS, StreamTransport, WebSocket, describe, open_core, send_all
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -119,7 +121,7 @@ class _Slots:
     @contextlib.contextmanager
     def taken(self, stream: anyio.abc.ByteStream) -> Iterator[bool]:
         """Hold a place for a connection's address; says whether there was one. UNIX sockets have none."""
-        peer = _attribute(stream, anyio.abc.SocketAttribute.remote_address) if self._each is not None else None
+        peer = None if self._each is None else _attribute(stream, anyio.abc.SocketAttribute.remote_address)
         if self._each is None or not isinstance(peer, tuple):
             yield True
             return
@@ -163,6 +165,7 @@ class _TLSListener(TLSListener):
 class _Gate(anyio.abc.Listener[anyio.abc.ByteStream]):
     def __init__(self, listener: anyio.abc.SocketListener, slots: _Slots) -> None:
         self._listener = listener
+        self._accept_one = acceptor_of(listener)
         self._slots = slots
         # the connections that it accepts have it from there
         raw = listener.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 (Django's is another)
@@ -180,7 +183,7 @@ class _Gate(anyio.abc.Listener[anyio.abc.ByteStream]):
     async def _accept(self) -> anyio.abc.ByteStream:
         while True:
             try:
-                return await accept(self._listener)
+                return await self._accept_one()
             except (anyio.BrokenResourceError, OSError) as exc:
                 error = exc.__cause__ if isinstance(exc, anyio.BrokenResourceError) else exc
                 if getattr(error, "errno", None) == errno.ECONNABORTED:
@@ -209,11 +212,22 @@ class Service:
         self.door = door
         self.host = host
         self.settings = settings
+        # one for all, since to make one takes as long as what it does
+        self._negotiator = ServerProtocol(
+            extensions=enable_server_permessage_deflate(None) if settings.compression else None
+        )
         self._waiting: dict[anyio.CancelScope, anyio.Event] = {}
 
     @property
     def drained(self) -> bool:
         return self.host.drained.is_set()
+
+    def negotiate(self, request: Request) -> tuple[Response, Sequence[Extension]]:
+        """The answer to a WebSocket's handshake, and the extensions that were agreed on."""
+        answer = self._negotiator.accept(request)
+        # which would keep the frames of a failure
+        self._negotiator.handshake_exc = None
+        return answer, self._negotiator.extensions
 
     @contextlib.contextmanager
     def waiting(self, scope: anyio.CancelScope, end: anyio.Event) -> Iterator[None]:
@@ -267,9 +281,11 @@ class _Connection:
         self._writing = anyio.Lock(fast_acquire=True)
         self._bodiless = False
         self._pipelined = 0
-        remote = _attribute(stream, anyio.abc.SocketAttribute.remote_address)
-        local = _attribute(stream, anyio.abc.SocketAttribute.local_address)
-        self._secure = _attribute(stream, TLSAttribute.ssl_object) is not None
+        # once, since AnyIO asks the system for all of them each time
+        attributes = stream.extra_attributes
+        remote = _value(attributes, anyio.abc.SocketAttribute.remote_address)
+        local = _value(attributes, anyio.abc.SocketAttribute.local_address)
+        self._secure = _value(attributes, TLSAttribute.ssl_object) is not None
         self._client = (remote[0], remote[1]) if isinstance(remote, tuple) else None
         self._server = (local[0], local[1]) if isinstance(local, tuple) else (str(local), None) if local else None
 
@@ -281,11 +297,12 @@ class _Connection:
             fresh = True
             while (request := await self._next_request(fresh)) is not None:
                 fresh = False
-                self._check(request)
-                if _wants_websocket(request):
-                    upgrade = await self._upgrade(request)
+                headers = [(bytes(name), bytes(value)) for name, value in request.headers]
+                self._check(request, headers)
+                if _wants_websocket(request, headers):
+                    upgrade = await self._upgrade(request, headers)
                     break
-                if not await self._answer(request):
+                if not await self._answer(request, headers):
                     linger = self.http.their_state in (h11.SEND_BODY, h11.ERROR)
                     break
         except _BadRequest as exc:
@@ -398,21 +415,21 @@ class _Connection:
                 raise _BadRequest(414, "the request's first line is too long") from exc
             raise _BadRequest(exc.error_status_hint, str(exc)) from exc
 
-    def _check(self, request: h11.Request) -> None:
+    def _check(self, request: h11.Request, headers: HeaderList) -> None:
         self._bodiless = request.method == b"HEAD"
         if request.method == b"CONNECT":
             raise _BadRequest(405, "this is no proxy")
-        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in request.headers}:
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}:
             # RFC 9112, section 6.1: somebody on the way may have seen another request here
             raise _BadRequest(400, "Content-Length and Transfer-Encoding exclude each other")
 
-    async def _answer(self, request: h11.Request) -> bool:
+    async def _answer(self, request: h11.Request, headers: HeaderList) -> bool:
         """Have a request answered; returns whether another one may follow."""
         exchange = _Exchange(self, request.method)
-        await exchange.run(self._scope(request))
+        await exchange.run(self._scope(request, headers))
         return exchange.finish()
 
-    def _scope(self, request: h11.Request) -> Scope:
+    def _scope(self, request: h11.Request, headers: HeaderList) -> Scope:
         target = request.target
         if target.startswith((b"http://", b"https://")):  # as proxies ask
             target = b"/" + target.partition(b"://")[2].partition(b"/")[2]
@@ -427,23 +444,21 @@ class _Connection:
             "raw_path": path,
             "query_string": query,
             "root_path": "",
-            "headers": [(bytes(name), bytes(value)) for name, value in request.headers],
+            "headers": headers,
             "client": self._client,
             "server": self._server,
             "state": {},
             "extensions": {},
         }
 
-    async def _upgrade(self, request: h11.Request) -> _Upgrade | None:
+    async def _upgrade(self, request: h11.Request, headers: HeaderList) -> _Upgrade | None:
         """Begin a WebSocket handshake, or turn it down."""
         try:
-            headers = Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers])
+            decoded = Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers])
         except InvalidHeader as exc:  # websockets is stricter than h11
             raise _BadRequest(400, f"a header has characters that none may have: {exc.name}") from exc
-        compression = self.service.settings.compression
-        handshake = ServerProtocol(extensions=enable_server_permessage_deflate(None) if compression else None)
         version = f"HTTP/{request.http_version.decode()}"
-        answer = handshake.accept(Request(request.target.decode("latin-1"), headers, "GET", version))
+        answer, extensions = self.service.negotiate(Request(request.target.decode("latin-1"), decoded, "GET", version))
         if answer.status_code != 101:
             wanted = [(name.encode(), value.encode()) for name, value in answer.headers.raw_items()]
             hop = (b"connection", b"content-length", b"date")
@@ -452,18 +467,18 @@ class _Connection:
             return None
         if not isinstance(self._next_event(), h11.EndOfMessage):
             raise _BadRequest(400, "a WebSocket handshake has no body")
-        scope = self._scope(request)
+        scope = self._scope(request, headers)
         del scope["method"]
         scope["type"] = "websocket"
         scope["scheme"] = "wss" if scope["scheme"] == "https" else "ws"
         scope["subprotocols"] = [
             word.strip()
-            for value in headers.get_all("Sec-WebSocket-Protocol")
+            for value in decoded.get_all("Sec-WebSocket-Protocol")
             for word in value.split(",")
             if word.strip()
         ]
         scope["extensions"] = {"websocket.http.response": {}}
-        return _Upgrade(self, scope, handshake, answer)
+        return _Upgrade(self, scope, extensions, answer)
 
 
 class _Upgrade:
@@ -471,13 +486,16 @@ class _Upgrade:
 
     at_home: bool = True
 
-    def __init__(self, connection: _Connection, scope: Scope, handshake: ServerProtocol, answer: Response) -> None:
+    def __init__(
+        self, connection: _Connection, scope: Scope, extensions: Sequence[Extension], answer: Response
+    ) -> None:
         self.scope = scope
         self.answered = False
         self._stream = connection.stream
         self._service = connection.service
         #: until there is a WebSocket
-        self._pending: tuple[_Connection, ServerProtocol, Response] | None = (connection, handshake, answer)
+        self._pending: tuple[_Connection, Sequence[Extension], Response] | None = (connection, extensions, answer)
+        self._websocket: WebSocket | None = None
 
     async def run(self) -> None:
         """Have the request answered, and the WebSocket served; close the connection."""
@@ -495,7 +513,7 @@ class _Upgrade:
         finally:
             if self._pending is not None:
                 await self._connection.close()
-            else:
+            elif self._websocket is None or not self._websocket.closed:
                 with contextlib.suppress(*STREAM_ERRORS):
                     await anyio.aclose_forcefully(self._stream)
 
@@ -510,7 +528,7 @@ class _Upgrade:
         :raises ConnectionLost: the peer is gone.
         """
         assert self._pending is not None
-        connection, handshake, answer = self._pending
+        connection, extensions, answer = self._pending
         if any(character in value for _, value in headers for character in b"\r\n"):
             raise RuntimeError("a header's value is one line")
         self.answered = True
@@ -523,7 +541,9 @@ class _Upgrade:
         await connection.write(answer.serialize())
         self._pending = None
         settings = self._service.settings
-        return WebSocket(self._stream, open_core(handshake, settings), settings, leading=leading)
+        core = open_core(Side.SERVER, extensions, settings)
+        self._websocket = WebSocket(self._stream, core, settings, leading=leading)
+        return self._websocket
 
     async def wait_gone(self) -> None:
         await self._connection.wait_gone()
@@ -806,12 +826,17 @@ class _Bridge:
 
 
 def _attribute(stream: anyio.abc.ByteStream, attribute: Any) -> Any:
-    return stream.extra(attribute, None)  # noqa: S610
+    return _value(stream.extra_attributes, attribute)
 
 
-def _wants_websocket(request: h11.Request) -> bool:
+def _value(attributes: Mapping[Any, Callable[[], Any]], attribute: Any) -> Any:
+    """A stream's attribute; ``None`` where it has none of that kind."""
+    return attributes[attribute]() if attribute in attributes else None
+
+
+def _wants_websocket(request: h11.Request, headers: HeaderList) -> bool:
     upgrade = connection = b""
-    for name, value in request.headers:
+    for name, value in headers:
         if name == b"upgrade":
             upgrade += b"," + value.lower()
         elif name == b"connection":

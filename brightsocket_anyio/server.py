@@ -180,7 +180,7 @@ class _Visit:
             self._peer.server.pool.discard(self.core)
             self._part()
             self._peer.leave(self)
-            self.core.over.set()
+            self.core.finish()
 
     def _recover(self, absent: Absent) -> None:
         """Go on from a connection that was lost."""
@@ -214,7 +214,7 @@ class _Visit:
         core = self.core
         journal = core.journal
         pid, offset = (None, None) if journal is None else (self._peer.pid(core.namespace), journal.offset)
-        return core.session.automaton.accept(core.namespace, anyio.current_time(), core.id, pid, offset)
+        return core.session.automaton.accept(core.namespace, core.session.now(), core.id, pid, offset)
 
     def accept(self) -> None:
         """Every function of the channel has settled: let the client in."""
@@ -336,7 +336,7 @@ class _Peer:
         """The session has begun: send its open packet."""
         self.session.push((packet,))
         if self.session.automaton.protocol == 4:
-            self.handle(self.session.automaton.join_unasked(anyio.current_time()))
+            self.handle(self.session.automaton.join_unasked(self.session.now()))
 
     def handle(self, event: Event) -> None:
         if type(event) is Action:
@@ -421,7 +421,7 @@ class _Peer:
 
     def _admit(self) -> None:
         """Let the client into the main namespace, where it has yet to name its channel."""
-        self.session.push(self.session.automaton.admit(anyio.current_time(), self.id("/"), self.pid("/")))
+        self.session.push(self.session.automaton.admit(self.session.now(), self.id("/"), self.pid("/")))
 
     def entered(self) -> None:
         """The visit before has made room."""
@@ -446,7 +446,7 @@ class _Peer:
             visit.core.accept([visit.answer()])
         assert visit.core.ended is not None
         self.session.push(automaton.explain(namespace, visit.core.ended.code, visit.core.ended.reason))
-        self.session.push(automaton.leave(namespace, anyio.current_time()))
+        self.session.push(automaton.leave(namespace, self.session.now()))
         self._close_if_empty()
 
     def _deliver(self, visit: _Visit, name: str, args: tuple[Any, ...], id: int | None, size: int) -> None:
@@ -491,10 +491,10 @@ class _Peer:
         final = automaton.stay(namespace) is not Stay.CONNECTING
         self.server.statistics.connections_refused += 1
         try:
-            units = automaton.refuse(namespace, anyio.current_time(), refusal.reason, refusal.data)
+            units = automaton.refuse(namespace, self.session.now(), refusal.reason, refusal.data)
         except ValueError:
             self.session.log().exception("the data of a refusal cannot be sent")
-            units = automaton.refuse(namespace, anyio.current_time(), refusal.reason)
+            units = automaton.refuse(namespace, self.session.now(), refusal.reason)
         for unit in units:
             self.session.push(unit)
         if final:
@@ -509,7 +509,9 @@ class _Peer:
         if self.session.eio == 3:
             # what clients of Socket.IO 1 and 2 work out for themselves
             return self.session.sid if namespace == "/" else f"{namespace}#{self.session.sid}"
-        return self._ids.setdefault(namespace, secrets.token_urlsafe(15))
+        if namespace not in self._ids:
+            self._ids[namespace] = secrets.token_urlsafe(15)
+        return self._ids[namespace]
 
     def pid(self, namespace: str) -> str | None:
         """What the client can recover its connection to a namespace with, if that is possible."""
@@ -698,10 +700,11 @@ class Server(AsyncContextManagerMixin):
         self, transport: Transport, eio: Literal[3, 4], admission: Admission
     ) -> tuple[Session, Callable[[], Coroutine[Any, Any, None]]]:
         self.check_open()
-        automaton = Automaton(Side.SERVER, eio, self.settings, sid=admission.sid, now=anyio.current_time())
+        now = self._timer.now()
+        automaton = Automaton(Side.SERVER, eio, self.settings, sid=admission.sid, now=now)
         peer = _Peer(self, admission.request)
         session = peer.session = Session(automaton, transport, self.settings, self._timer, statistics=self.statistics)
-        packet = automaton.open(anyio.current_time(), polling=transport.name == "polling")
+        packet = automaton.open(now, polling=transport.name == "polling")
         self.sessions[session.sid] = session
         self.statistics.sessions_open += 1
         self.statistics.sessions_opened += 1
@@ -800,7 +803,8 @@ class Server(AsyncContextManagerMixin):
     async def _live(self, session: Session, peer: _Peer, packet: Any) -> None:
         try:
             cause = await session.run(peer, partial(peer.begin, packet))
-            session.log().debug("%r ended: %s: %s", session, cause.code, cause.reason)
+            if logger.isEnabledFor(logging.DEBUG):
+                session.log().debug("%r ended: %s: %s", session, cause.code, cause.reason)
         except Exception:
             session.log().exception("%r failed: this is a bug of the server's", session)
         finally:

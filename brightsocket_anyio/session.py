@@ -18,7 +18,7 @@ from .protocol.engineio import Packet, PacketType
 from .protocol.state import PROBE, Action, Automaton, Ended, Event, OfferExpired, Unit
 from .settings import Settings
 from .statistics import Statistics
-from .timer import Alarm, Timer, clock
+from .timer import Alarm, Timer
 from .transport import PromptTransport, Transport
 
 logger: logging.Logger = logging.getLogger("brightsocket_anyio")
@@ -277,6 +277,7 @@ class Session:
     :param timer: runs, for as long as the session does.
     :param received: what has been received on the transport already.
     :ivar statistics: where the session counts.
+    :ivar now: the time, on the event loop's clock.
     :ivar sid: the session's id. It is a secret: whoever knows it can take the session over.
     :ivar task_group: where what lives on the session runs; everything in it has finished when :meth:`run` returns.
     """
@@ -312,10 +313,10 @@ class Session:
         self._cause: Ended | None = None
         self._flush = False
         self._reading = anyio.CancelScope()
-        #: whether it works on what it has read, and will see by itself that the session is to end
-        self._working = False
-        #: whether there are tasks that serve the session itself
-        self._has_chores = False
+        #: whether it waits for something to read; else it will see by itself that the session is to end
+        self._waiting = True
+        #: whether there is, or was, a task that leaves polling
+        self._leaving = False
         self._receiving: anyio.CancelScope | None = None
         self._sending: anyio.CancelScope | None = None
         self._offer: anyio.CancelScope | None = None
@@ -324,6 +325,7 @@ class Session:
         self._pushed_back: list[Packet] = list(received)
         self._over = Latch()
         self._resumed = Parking()
+        self.now: Callable[[], float] = timer.now
         self._alarm = Alarm(timer, self._keep_time)
 
     def __repr__(self) -> str:
@@ -370,16 +372,19 @@ class Session:
                     self.automaton.close()
                     await sink.end(cause)
                     if cause.by_peer or cause.code not in _DEAD:
-                        deadline = anyio.current_time() + self.settings.close_timeout
+                        deadline = self.now() + self.settings.close_timeout
                     if self._flush:
                         with anyio.CancelScope(deadline=deadline):
                             await self.flush()
-                    if self._has_chores:
+                    if self._writing or self._leaving:
                         # nothing else is left in there
                         self.task_group.cancel_scope.cancel()
                 finally:
                     # here, since no writer can be started once the task group waits for its last tasks
                     self._outbox.close()
+                    if self._filled is not None:
+                        # whoever waits there ends by itself: to cancel it would take longer, and leave garbage
+                        self._filled.wake()
         finally:
             self._cause = cause
             self.automaton.close()
@@ -390,6 +395,8 @@ class Session:
             with anyio.CancelScope(deadline=deadline, shield=True):
                 await self.transport.aclose(_CLOSE_CODES.get(cause.code, 1000), cause.reason)
             self._over.set()
+            # else the two of them would be left for the garbage collector
+            del self._sink
         return cause
 
     # -- sending
@@ -458,7 +465,6 @@ class Session:
         self._writing = True
         if self._filled is None:
             self._filled = Parking()
-            self._has_chores = True
             self.task_group.start_soon(self._write, name="writer")
         else:
             self._filled.wake()
@@ -495,7 +501,7 @@ class Session:
             if not flush:
                 # something was not taken, or is lost: what is sent after that must not arrive
                 self._outbox.shut()
-            if not self._working:
+            if self._waiting:
                 self._reading.cancel()
             if self._offer is not None and not (flush and self._changing is not None):
                 # what is still to be sent goes by the road in use
@@ -516,36 +522,44 @@ class Session:
         return (self._sink.full and not self._sink.calling) or (self._writing and self._outbox.overfull)
 
     async def _hold(self) -> None:
-        self.automaton.hold(anyio.current_time())
+        self.automaton.hold(self.now())
         self.reschedule()
         while self._must_hold():
             if self._outbox.overfull:
                 await self._outbox.wait_emptied()
             else:
                 await self._resumed.wait()
-        self.automaton.resume(anyio.current_time())
+        self.automaton.resume(self.now())
 
     # -- the two tasks, and the timer's call
 
     async def _read(self) -> None:
-        now = clock()
         try:
             while self._cause is None:
                 packets, self._pushed_back = self._pushed_back, []
                 if not packets:
                     packets = await (self._receive() if self._may_change else self.transport.receive())
+                self._waiting = False
                 self._run = 0
-                await self._take(packets, now)
-        except anyio.EndOfStream as exc:
-            reason = "the peer closed the transport" + (f": {exc}" if str(exc) else "")
-            self._end(Ended("transport close", reason, by_peer=True), flush=False)
-        except ConnectionLost as exc:
-            self.end(exc.code, exc.reason, flush=False)
-        except anyio.ClosedResourceError:
-            self.end("transport error", "the transport was closed", flush=False)
-        except ProtocolError as exc:
-            self.log().info("%r: invalid input: %s", self, exc)
-            self.end("parse error", str(exc))
+                await self._take(packets)
+                self._waiting = True
+        except (anyio.EndOfStream, anyio.ClosedResourceError, ConnectionLost, ProtocolError) as exc:
+            self._waiting = False
+            self._end_by(exc)
+
+    def _end_by(self, failure: Exception) -> None:
+        """End the session by what the transport has raised."""
+        match failure:
+            case anyio.EndOfStream():
+                reason = "the peer closed the transport" + (f": {failure}" if str(failure) else "")
+                self._end(Ended("transport close", reason, by_peer=True), flush=False)
+            case ConnectionLost(code=code, reason=reason):
+                self.end(code, reason, flush=False)
+            case ProtocolError():
+                self.log().info("%r: invalid input: %s", self, failure)
+                self.end("parse error", str(failure))
+            case _:
+                self.end("transport error", "the transport was closed", flush=False)
 
     async def _receive(self) -> list[Packet]:
         """Receive on a road that may be left meanwhile: nothing then, and the next one is by the other road."""
@@ -561,12 +575,11 @@ class Session:
         self._receiving = None
         return packets
 
-    async def _take(self, packets: list[Packet], now: Callable[[], float]) -> None:
-        time = now()
+    async def _take(self, packets: list[Packet]) -> None:
+        time = self.now()
         automaton = self.automaton
         self.statistics.packets_received += len(packets)
         for index, packet in enumerate(packets, 1):
-            self._working = True
             event = automaton.receive(packet, time)
             if automaton.replying:
                 self._reply()
@@ -574,15 +587,14 @@ class Session:
                 self._sink.handle(event)
             elif event is not None:
                 self._handle(event)
-            self._working = False
             if self._cause is not None:
                 return
-            if self._must_hold():
-                await self._hold()
-                time = now()
-            elif not index % RUN:
-                await checkpoint()
-                time = now()
+            hold = self._must_hold()
+            if hold or not index % RUN:
+                self._waiting = True
+                await (self._hold() if hold else checkpoint())
+                self._waiting = False
+                time = self.now()
 
     def _handle(self, event: Event) -> None:
         match event:
@@ -609,6 +621,8 @@ class Session:
                     self._outbox.note_emptied()
                     assert self._filled is not None
                     await self._filled.wait()
+                    if self._outbox.closed:
+                        return
                     continue
                 if self._may_change:
                     sent = await self._send(packets)
@@ -618,10 +632,8 @@ class Session:
                 if sent:
                     self.statistics.packets_sent += len(packets)
                     self._outbox.commit(count)
-        except ConnectionLost as exc:
-            self.end(exc.code, exc.reason, flush=False)
-        except anyio.ClosedResourceError:
-            self.end("transport error", "the transport was closed", flush=False)
+        except (anyio.ClosedResourceError, ConnectionLost) as exc:
+            self._end_by(exc)
         finally:
             self._outbox.close()
             self._writing = False
@@ -642,7 +654,7 @@ class Session:
 
     def _keep_time(self) -> None:
         event: Event | None = None
-        while (event := self.automaton.expire(anyio.current_time())) is not None:
+        while (event := self.automaton.expire(self.now())) is not None:
             self._handle(event)
         self._reply()
         self._alarm.set(self.automaton.deadline)
@@ -658,7 +670,7 @@ class Session:
         changed = False
         rest: list[Packet] = []
         try:
-            self.automaton.offer(anyio.current_time())
+            self.automaton.offer(self.now())
             try:
                 with anyio.CancelScope() as self._offer:
                     self.reschedule()
@@ -690,7 +702,7 @@ class Session:
 
         :param dial: raises HandshakeError or ConnectionLost where it fails.
         """
-        self._has_chores = True
+        self._leaving = True
         self.task_group.start_soon(self._leave_polling, polling, dial, name="upgrade")
 
     async def _leave_polling(self, polling: ClientPollingRoad, dial: Callable[[], Awaitable[Transport]]) -> None:
@@ -698,14 +710,14 @@ class Session:
         failure = "it took longer than the upgrade timeout"
         changed = False
         try:
-            self.automaton.offer(anyio.current_time())
+            self.automaton.offer(self.now())
             agreed: tuple[Transport, Packet, list[Packet]] | None = None
             with anyio.CancelScope() as self._offer:
                 self.reschedule()
                 road = await dial()
                 await road.send([PROBE])
                 for packet in await road.receive():
-                    self.automaton.receive_probe_answer(packet, anyio.current_time())
+                    self.automaton.receive_probe_answer(packet, self.now())
                 rest = await polling.pause()
                 agreed = road, self.automaton.upgrade(), rest
             self._offer = None
@@ -747,7 +759,7 @@ class Session:
             for index, packet in enumerate(packets):
                 if self._cause is not None and packet.type is PacketType.UPGRADE:
                     return []  # a session that ends, whose automaton is closed, reads no more
-                answer = self.automaton.receive_offer(packet, anyio.current_time())
+                answer = self.automaton.receive_offer(packet, self.now())
                 if answer is None:
                     return packets[index + 1 :]
                 polling.hold()

@@ -16,18 +16,15 @@ logger: logging.Logger = logging.getLogger("brightsocket_anyio")
 _NEVER = float("inf")
 
 
-def clock() -> Callable[[], float]:
-    """The event loop's clock, for who reads it often: :func:`anyio.current_time` finds out each time whose loop it is,
-    which takes half a microsecond."""
-    if trio.lowlevel.in_trio_task():
-        return trio.lowlevel.current_clock().current_time
-    return asyncio.get_running_loop().time
-
-
 class Timer:
-    """Rings alarms, on the event loop's clock. :meth:`run` is the task that does it."""
+    """Rings alarms, on the event loop's clock. :meth:`run` is the task that does it.
+
+    :ivar now: the time on that clock: :func:`anyio.current_time` finds out each time whose loop it is, which takes half
+        a microsecond.
+    """
 
     def __init__(self) -> None:
+        self.now: Callable[[], float] = _clock()
         #: the entry of an alarm may be earlier than the alarm, never later; one that is out of date is passed over
         self._entries: list[tuple[float, int, Alarm]] = []
         self._numbers = itertools.count()
@@ -42,7 +39,7 @@ class Timer:
             with anyio.CancelScope(deadline=self._wakes_at):
                 await self._earlier.wait()
             self._wakes_at = -_NEVER
-            now = anyio.current_time()
+            now = self.now()
             while self._entries and self._entries[0][0] <= now:
                 time, _, alarm = heapq.heappop(self._entries)
                 if alarm.entered_at == time:
@@ -95,3 +92,10 @@ class Alarm:
                 self._call()
             except Exception:
                 logger.exception("an alarm has failed: this is a bug of ours")
+
+
+def _clock() -> Callable[[], float]:
+    """The event loop's clock."""
+    if trio.lowlevel.in_trio_task():
+        return trio.lowlevel.current_clock().current_time
+    return asyncio.get_running_loop().time

@@ -6,10 +6,11 @@ raise one says in the commit what it is good for. Times, and how they compare wi
 
 from __future__ import annotations
 
+import gc
 import socket
 import sys
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import FrameType
@@ -22,7 +23,7 @@ import uvicorn
 import brightsocket_anyio
 from brightsocket_anyio import Bound, Brightsocket, Connection
 
-from .support import identified, serving, until
+from .support import Raw, identified, serving, until
 
 PACKAGE = str(Path(brightsocket_anyio.__file__).parent)
 MESSAGES = 200
@@ -56,6 +57,8 @@ def api() -> Brightsocket:
         @connection.on("ECHO")
         async def echo(text: str) -> None:
             await connection.send("ECHO", text)
+
+        connection.on("LEAVE")(connection.aclose)
 
     @api.connect("BY STREAM")
     async def by_stream(connection: Connection) -> None:
@@ -107,8 +110,10 @@ async def behind_uvicorn(api: Brightsocket) -> AsyncGenerator[Bound]:
             tg.start_soon(server.serve, [listener])
             await until(lambda: server.started)
             port = listener.getsockname()[1]
-            yield Bound((("127.0.0.1", port),), f"http://127.0.0.1:{port}")
-            server.should_exit = True
+            try:
+                yield Bound((("127.0.0.1", port),), f"http://127.0.0.1:{port}")
+            finally:
+                server.should_exit = True
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "asyncio+uvloop"], indirect=True)
@@ -116,6 +121,78 @@ async def test_an_echo_under_uvicorn() -> None:
     """Whose ``send`` is not waited for, since it waits for nothing: it would cost a switch to another task."""
     calls = await cost_of_an_echo("BY HANDLER", behind_uvicorn)
     assert calls.count / MESSAGES <= 72, calls.by_function.most_common(60)
+
+
+async def test_connecting() -> None:
+    """To open a session, join, be let into a channel, and leave."""
+    async with serving(api()) as bound:
+
+        async def come_and_go(times: int) -> None:
+            for _ in range(times):
+                async with identified(bound, "BY HANDLER") as peer:
+                    await leave(peer)
+
+        await come_and_go(2)
+        with Calls() as calls:
+            await come_and_go(20)
+    assert calls.count / 20 <= 530, calls.by_function.most_common(80)
+
+
+async def leave(peer: Raw) -> None:
+    """As clients do that have been told to: a DISCONNECT, and a Close frame with it."""
+    peer.protocol.send_text(b"41")
+    peer.protocol.send_close(1000)
+    await peer.send()
+    assert await peer.expect_end() == 1000
+
+
+async def be_left(peer: Raw) -> None:
+    await peer.send('42["LEAVE"]')
+    await peer.drain()
+
+
+async def fail(peer: Raw) -> None:
+    await peer.send("what is this?")
+    await peer.drain()
+
+
+@pytest.mark.parametrize("end", [leave, be_left, fail, Raw.vanish])
+async def test_nothing_of_a_connection_is_left_to_the_garbage_collector(end: Callable[[Raw], Awaitable[None]]) -> None:
+    """Which would take a tenth of what it costs to connect."""
+    server = api()
+    async with serving(server) as bound:
+        assert await garbage_of(server, bound, end) == {}
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "asyncio+uvloop"], indirect=True)
+@pytest.mark.parametrize("end", [leave, be_left, fail, Raw.vanish])
+async def test_nothing_of_a_connection_under_uvicorn_is_either(end: Callable[[Raw], Awaitable[None]]) -> None:
+    server = api()
+    async with behind_uvicorn(server) as bound:
+        assert await garbage_of(server, bound, end) == {}
+
+
+async def garbage_of(server: Brightsocket, bound: Bound, end: Callable[[Raw], Awaitable[None]]) -> Counter[str]:
+    """What is left of some connections and refers to itself: our objects, by class."""
+    kinds: list[type[Any]] = []
+    for times in (1, 10):
+        # the first one is for what is made once
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for _ in range(times):
+                async with identified(bound, "BY HANDLER") as peer:
+                    await end(peer)
+                await until(lambda: server.statistics().sessions_open == 0)
+            await anyio.wait_all_tasks_blocked()
+            gc.collect()
+            kinds = [type(each) for each in gc.garbage]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    return Counter(kind.__name__ for kind in kinds if kind.__module__.startswith("brightsocket_anyio."))
 
 
 async def test_a_broadcast() -> None:

@@ -14,7 +14,7 @@ import pytest
 import trustme
 from anyio.streams.tls import TLSListener
 from websockets.extensions.permessage_deflate import enable_server_permessage_deflate
-from websockets.protocol import State
+from websockets.protocol import Side, State
 from websockets.server import ServerProtocol
 
 from brightsocket_anyio.errors import ConnectionLost, HandshakeError
@@ -67,7 +67,7 @@ async def accept(stream: anyio.abc.ByteStream, settings: Settings = SETTINGS, ex
     core.send_response(core.accept(request))  # type: ignore[arg-type]
     assert core.state is State.OPEN
     await stream.send(b"".join(core.data_to_send()) + extra)
-    return WebSocket(stream, open_core(core, settings), settings)
+    return WebSocket(stream, open_core(Side.SERVER, core.extensions, settings), settings)
 
 
 async def echo(stream: anyio.abc.ByteStream, settings: Settings = SETTINGS) -> None:

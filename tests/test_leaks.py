@@ -60,11 +60,11 @@ async def test_no_task():
     await asyncio.create_task(anyio.sleep(0))
 
 
-def test_session():
+async def test_session():
     kept.append(session())
 
 
-def test_no_session():
+async def test_no_session():
     left = session()
     left.itself = left
 
@@ -96,27 +96,27 @@ def test_no_child():
 
 
 @pytest.fixture
-def forgetful():
+async def forgetful():
     yield
     kept.append(session())
 
 
-def test_fixture(forgetful):
+async def test_fixture(forgetful):
     pass
 
 
 @pytest.fixture
-def orderly():
+async def orderly():
     kept.append(session())
     yield
     kept.pop()
 
 
-def test_no_fixture(orderly):
+async def test_no_fixture(orderly):
     pass
 
 
-def test_that_fails():
+async def test_that_fails():
     kept.append(session())
     raise LookupError("on purpose")
 

@@ -10,7 +10,7 @@ import anyio.abc
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from websockets.protocol import Protocol, Side
+from websockets.protocol import Side
 
 from brightsocket_anyio.settings import Settings
 from brightsocket_anyio.transports import sieve
@@ -74,7 +74,7 @@ def heard(data: bytes, cuts: list[int], longest: int) -> tuple[list[Any], str, b
     async def hear() -> tuple[list[Any], str, bytes]:
         edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
         stream = Given([data[start:end] for start, end in pairwise(edges)])
-        websocket = WebSocket(stream, open_core(Protocol(Side.SERVER), SETTINGS), SETTINGS)
+        websocket = WebSocket(stream, open_core(Side.SERVER, (), SETTINGS), SETTINGS)
         messages: list[Any] = []
         while True:
             try:

@@ -14,7 +14,7 @@ from anyio.abc import SocketAttribute
 from anyio.streams.stapled import MultiListener
 
 from brightsocket_anyio import ConnectionLost
-from brightsocket_anyio.transports.sockets import accept, writer_of
+from brightsocket_anyio.transports.sockets import acceptor_of, writer_of
 from brightsocket_anyio.transports.stream import send_all
 
 from .support import PATIENCE, until
@@ -30,7 +30,7 @@ async def pair(host: str = "127.0.0.1") -> AsyncIterator[tuple[Any, anyio.abc.So
     streams: list[Any] = []
 
     async def take() -> None:
-        streams.append(await accept(listener))
+        streams.append(await acceptor_of(listener)())
 
     async with multi:
         async with anyio.create_task_group() as tg:

@@ -39,7 +39,7 @@ SMALL = Settings(max_payload=1000)
 
 def websocket(stream: MemoryStream, side: Side, settings: Settings | None = None) -> WebSocket:
     settings = settings or Settings()
-    return WebSocket(stream, open_core(Protocol(side), settings), settings)
+    return WebSocket(stream, open_core(side, (), settings), settings)
 
 
 @asynccontextmanager
@@ -105,7 +105,7 @@ async def test_bytes_one_by_one() -> None:
 async def test_bytes_that_came_with_the_handshake() -> None:
     async with linked() as (here, there):
         data = frame(TEXT, b"a") + frame(TEXT, b"b")
-        server = WebSocket(here, open_core(Protocol(Side.SERVER), SMALL), SMALL, leading=data[:9])
+        server = WebSocket(here, open_core(Side.SERVER, (), SMALL), SMALL, leading=data[:9])
         await there.send(data[9:])
         assert await server.receive() == ["a"]
         assert await server.receive() == ["b"]
@@ -258,8 +258,8 @@ async def test_compression_both_ways() -> None:
     settings = Settings(compression=True)
     cores = compressing()
     async with linked() as (here, there):
-        server = WebSocket(here, open_core(cores[0], settings), settings)
-        client = WebSocket(there, open_core(cores[1], settings), settings)
+        server = WebSocket(here, open_core(Side.SERVER, cores[0].extensions, settings), settings)
+        client = WebSocket(there, open_core(Side.CLIENT, cores[1].extensions, settings), settings)
         assert not server.prepared
         for _ in range(2):
             await server.send(["x" * 100_000, b"\x00" * 100_000])
@@ -285,7 +285,7 @@ BOMBS = {
 async def test_a_compression_bomb_is_not_inflated(data: bytes) -> None:
     core, _ = compressing()
     async with linked() as (here, there):
-        server = WebSocket(here, open_core(core, SMALL), SMALL)
+        server = WebSocket(here, open_core(Side.SERVER, core.extensions, SMALL), SMALL)
         await there.send(data)
         with pytest.raises(ProtocolError):
             await server.receive()

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import anyio
 from anyio.lowlevel import checkpoint
 
-from ..errors import ConnectionLost, ProtocolError
+from ..errors import ConnectionLost, ProtocolError, fresh
 from ..protocol.engineio import Packet, decode, encode
 from ..settings import Settings
 from ..transport import Headers, Message, Receive, Scope, Send
@@ -55,11 +55,10 @@ class ASGIWebSocketTransport:
             for packet in packets:
                 if self._closed:
                     raise anyio.ClosedResourceError
-                match self._end:
-                    case ConnectionLost(code=code, reason=reason):
-                        raise ConnectionLost(code, reason)
-                    case anyio.EndOfStream():
-                        raise ConnectionLost("transport close", "the peer has closed the WebSocket")
+                if isinstance(self._end, ConnectionLost):
+                    raise fresh(self._end)
+                if isinstance(self._end, anyio.EndOfStream):
+                    raise ConnectionLost("transport close", "the peer has closed the WebSocket")
                 await self._send(self._message(packet))
 
     def send_nowait(self, packets: Sequence[Packet]) -> bool:
@@ -94,18 +93,18 @@ class ASGIWebSocketTransport:
         if self._closed:
             raise anyio.ClosedResourceError
         if self._end is not None:
-            raise self._end.with_traceback(None)
+            raise fresh(self._end)
         try:
             message = await self._asgi_receive()
         except Exception as exc:
             self._end = ConnectionLost("transport error", f"{type(exc).__name__}: {exc}")
-            raise self._end from exc
+            raise fresh(self._end) from exc
         if self._closed:
             raise anyio.ClosedResourceError
         if message["type"] == "websocket.receive":
             return [self._packet(message)]
         self._end = _end(message.get("code", 1005), message.get("reason") or "")
-        raise self._end
+        raise fresh(self._end)
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close the WebSocket. Idempotent.
@@ -147,7 +146,7 @@ class ASGIWebSocketTransport:
                 sent = True
         except Exception as exc:
             self._end = ConnectionLost("transport error", f"{type(exc).__name__}: {exc}")
-            raise self._end from exc
+            raise fresh(self._end) from exc
         except anyio.get_cancelled_exc_class():
             self._end = ConnectionLost("transport error", "a message was cancelled half way")
             raise
@@ -155,7 +154,7 @@ class ASGIWebSocketTransport:
             if self._closed:
                 raise anyio.ClosedResourceError
             self._end = ConnectionLost("stalled", f"the peer took no bytes for {patience:g} seconds")
-            raise self._end
+            raise fresh(self._end)
 
     def _packet(self, message: Message) -> Packet:
         content: str | bytes | None = message.get("bytes")
@@ -166,7 +165,7 @@ class ASGIWebSocketTransport:
                 raise _TooBig("message too big")
             return decode(content, self._eio)
         except ProtocolError as exc:
-            self._end = exc
+            self._end = fresh(exc)
             raise
 
 

@@ -20,7 +20,7 @@ import httpx
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from ..errors import ConnectionLost, HandshakeError, ProtocolError
+from ..errors import ConnectionLost, HandshakeError, ProtocolError, fresh
 from ..protocol.engineio import (
     BINARY,
     Open,
@@ -430,17 +430,14 @@ class HttpxPollingTransport:
     def _check_usable(self) -> None:
         if self._state is _State.CLOSED:
             raise anyio.ClosedResourceError
-        match self._end:
-            case ConnectionLost(code=code, reason=reason):
-                raise ConnectionLost(code, reason)
-            case ProtocolError():
-                raise ProtocolError(str(self._end))
+        if self._end is not None:
+            raise fresh(self._end)
 
     def _lose(self, code: str, reason: str) -> ConnectionLost:
         """A request has failed, and packets may be missing: the session has to end."""
         lost = ConnectionLost(code, reason)
         if not isinstance(self._end, ConnectionLost):
-            self._end = lost
+            self._end = fresh(lost)
         self._change()
         return lost
 

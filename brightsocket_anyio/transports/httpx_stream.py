@@ -19,6 +19,7 @@ from websockets.datastructures import Headers
 from websockets.exceptions import InvalidHandshake
 from websockets.extensions.permessage_deflate import enable_client_permessage_deflate
 from websockets.http11 import Response
+from websockets.protocol import Side
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
@@ -78,7 +79,7 @@ async def connect_websocket(
         with anyio.CancelScope(shield=True):
             await response.aclose()
         raise
-    return WebSocket(HttpxStream(response, network), open_core(handshake, settings), settings)
+    return WebSocket(HttpxStream(response, network), open_core(Side.CLIENT, handshake.extensions, settings), settings)
 
 
 def locate(url: httpx.URL) -> str:

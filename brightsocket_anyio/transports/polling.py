@@ -16,7 +16,7 @@ from typing import Literal
 import anyio
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from ..errors import ConnectionLost, ProtocolError
+from ..errors import ConnectionLost, ProtocolError, fresh
 from ..protocol.engineio import Packet, PacketType, decode_payload, encode_payload
 from ..protocol.handshake import RequestError
 from ..settings import Settings
@@ -126,7 +126,7 @@ class PollingTransport:
                 post.over.set()
                 return post.packets
             if self._error is not None:
-                raise ProtocolError(str(self._error))
+                raise fresh(self._error)
             self._check_usable()
             self._receive_changed = anyio.Event()
             await self._receive_changed.wait()
@@ -212,7 +212,7 @@ class PollingTransport:
         try:
             packets = decode_payload(body, self._eio, binary=binary, max_packets=self._settings.max_packets)
         except ProtocolError as exc:
-            self._error = exc
+            self._error = fresh(exc)
             self._receive_changed.set()
             raise RequestError.of(3) from exc
         leaves = any(packet.type is PacketType.CLOSE for packet in packets)

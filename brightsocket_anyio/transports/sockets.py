@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -98,21 +98,24 @@ class TrioStream(anyio.abc.ByteStream):
         return self._stream.extra_attributes
 
 
-async def accept(listener: anyio.abc.SocketListener) -> anyio.abc.ByteStream:
-    """Wait for the next connection of a listener: as AnyIO accepts it, or, of AnyIO's own listeners, one of ours.
+def acceptor_of(listener: anyio.abc.SocketListener) -> Callable[[], Awaitable[anyio.abc.ByteStream]]:
+    """What waits for the next connection of a listener: as AnyIO accepts it, or, of AnyIO's own listeners, one of ours.
 
-    :raises OSError: it could not be accepted.
-    :raises anyio.BrokenResourceError: the same.
+    It raises :exc:`OSError` or :exc:`anyio.BrokenResourceError` where a connection could not be accepted.
     """
     match type(listener).__module__:
         case "anyio._backends._asyncio":
-            return await _accept(listener.extra(SocketAttribute.raw_socket))  # noqa: S610
+            return partial(_accept_on_asyncio, listener.extra(SocketAttribute.raw_socket))  # noqa: S610
         case "anyio._backends._trio":
-            return TrioStream(await listener.accept())
-    return await listener.accept()
+            return partial(_accept_on_trio, listener)
+    return listener.accept
 
 
-async def _accept(listener: socket.socket) -> AsyncioStream:
+async def _accept_on_trio(listener: anyio.abc.SocketListener) -> TrioStream:
+    return TrioStream(await listener.accept())
+
+
+async def _accept_on_asyncio(listener: socket.socket) -> AsyncioStream:
     loop = asyncio.get_running_loop()
     try:
         connected, _ = await loop.sock_accept(listener)

@@ -19,7 +19,7 @@ from websockets.extensions import Extension
 from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import Protocol, Side, State
 
-from ..errors import ConnectionLost, ProtocolError
+from ..errors import ConnectionLost, ProtocolError, fresh
 from ..protocol.engineio import Packet, decode, encode
 from ..settings import Settings
 from .sieve import Sieve
@@ -44,7 +44,7 @@ _core_logger = logging.getLogger(f"{__name__}.frames")
 
 
 async def send_all(stream: anyio.abc.ByteStream, data: bytes, stall: float) -> None:
-    """Write to a peer that may be slow, but must not stand still. A checkpoint, if there is anything to write.
+    """Write to a peer that may be slow, but must not stand still. A checkpoint only if that has to be waited for.
     Cancelled, it may have written a part.
 
     :param stall: seconds that each :data:`WRITE_SIZE` bytes may take.
@@ -54,7 +54,6 @@ async def send_all(stream: anyio.abc.ByteStream, data: bytes, stall: float) -> N
         return
     if len(data) <= WRITE_SIZE and isinstance(stream, AsyncioStream | TrioStream):
         # mostly there is room, which spares a deadline
-        await anyio.lowlevel.checkpoint()
         data = data[stream.send_nowait(data) :]
         if not data and stream.flushed:
             return
@@ -72,17 +71,17 @@ async def send_all(stream: anyio.abc.ByteStream, data: bytes, stall: float) -> N
             raise ConnectionLost("stalled", f"the peer took no bytes for {stall:g} seconds")
 
 
-def open_core(handshake: Protocol, settings: Settings) -> Protocol:
+def open_core(side: Side, extensions: Sequence[Extension], settings: Settings) -> Protocol:
     """The frame machine of a WebSocket whose handshake is done.
 
-    :param handshake: the core's server or client object that negotiated, for its side and its extensions.
+    :param extensions: that the handshake has agreed on.
     """
     max_size = settings.max_payload
-    if handshake.extensions:
+    if extensions:
         # what cannot be compressed gets longer by it; that the message itself is within its limit is seen to later
         max_size += max_size // 16 + 64
-    core = Protocol(handshake.side, state=State.OPEN, max_size=max_size, logger=_core_logger)
-    core.extensions = [_Compression(extension) for extension in handshake.extensions]
+    core = Protocol(side, state=State.OPEN, max_size=max_size, logger=_core_logger)
+    core.extensions = [_Compression(extension) for extension in extensions]
     return core
 
 
@@ -166,6 +165,11 @@ class WebSocket:
         """The reason in the peer's Close frame."""
         return self._core.close_rcvd.reason if self._core.close_rcvd is not None else ""
 
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`aclose` has been called, and is done or under way."""
+        return self._closed
+
     # -- sending
 
     async def send(self, messages: Sequence[str | bytes]) -> None:
@@ -228,7 +232,7 @@ class WebSocket:
         if self._closed:
             raise anyio.ClosedResourceError
         if self._lost is not None:
-            raise _again(self._lost)
+            raise fresh(self._lost)
         if isinstance(self._end, ProtocolError):
             raise ConnectionLost("transport error", str(self._end))
         if self._core.state is not State.OPEN:
@@ -242,7 +246,7 @@ class WebSocket:
         except ConnectionLost as exc:
             if self._closed:
                 raise anyio.ClosedResourceError from exc
-            self._lost = exc
+            self._lost = fresh(exc)
             raise
         except anyio.get_cancelled_exc_class():
             self._lost = ConnectionLost("transport error", "a write was cancelled half way")
@@ -271,9 +275,9 @@ class WebSocket:
                     received, self._received = self._received, []
                     return received
                 if self._end is not None:
-                    raise _again(self._end)
+                    raise fresh(self._end)
                 if self._lost is not None:
-                    raise _again(self._lost)
+                    raise fresh(self._lost)
                 await self._read()
 
     async def _read(self) -> None:
@@ -368,13 +372,12 @@ class WebSocket:
 
     async def _answer(self) -> None:
         """Write the core's own frames: pongs and Close. A failure waits until the messages are delivered."""
-        await anyio.lowlevel.checkpoint_if_cancelled()
         try:
             async with self._locked():
                 if self._lost is None:
                     await self._write(self._core.data_to_send())
         except ConnectionLost as exc:
-            self._finish(exc)
+            self._finish(fresh(exc))
         finally:
             if self._lost is not None:
                 self._core.data_to_send()
@@ -488,7 +491,7 @@ class StreamTransport:
 
     async def receive(self) -> list[Packet]:
         if self._error is not None:
-            raise ProtocolError(str(self._error))
+            raise fresh(self._error)
         eio = self._eio
         packets: list[Packet] = []
         messages = await self._websocket.receive()
@@ -497,7 +500,7 @@ class StreamTransport:
                 # not by a generator: there is mostly one, and what came before a bad one counts
                 packets.append(decode(message, eio))  # noqa: PERF401
         except ProtocolError as exc:
-            self._error = exc
+            self._error = fresh(exc)
             if not packets:
                 raise
         return packets
@@ -509,8 +512,3 @@ class StreamTransport:
 def describe(exc: Exception) -> str:
     """An exception as a few words for a log."""
     return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
-
-
-def _again(exc: Exception) -> Exception:
-    """The same exception without the traceback of its last raise."""
-    return exc.with_traceback(None)

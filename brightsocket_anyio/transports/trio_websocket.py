@@ -22,7 +22,7 @@ import trio_websocket
 from anyio.abc import TaskGroup, TaskStatus
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from ..errors import ConfigurationError, ConnectionLost, HandshakeError, ProtocolError
+from ..errors import ConfigurationError, ConnectionLost, HandshakeError, ProtocolError, fresh
 from ..protocol.engineio import Packet, decode, encode
 from ..settings import Settings
 from ..transport import Headers, Scope
@@ -201,7 +201,7 @@ class TrioWebSocketTransport:
             if self._closed:
                 raise anyio.ClosedResourceError
             if self._lost is not None:
-                raise ConnectionLost(self._lost.code, self._lost.reason)
+                raise fresh(self._lost)
             message: str | bytes | None = packet.frames.get(self._key)
             if message is None:
                 message = packet.frames[self._key] = encode(packet, self._eio)
@@ -220,19 +220,19 @@ class TrioWebSocketTransport:
             if self._closed:
                 raise anyio.ClosedResourceError from None
             self._lost = ConnectionLost("transport close", _explain(exc.reason))
-            raise self._lost from exc
+            raise fresh(self._lost) from exc
         except anyio.get_cancelled_exc_class():
             self._lost = ConnectionLost("transport error", "a write was cancelled half way")
             raise
         if not sent:
             self._lost = ConnectionLost("stalled", f"the peer did not take a message within {stall:g} seconds")
-            raise self._lost
+            raise fresh(self._lost)
 
     async def receive(self) -> list[Packet]:
         if self._closed:
             raise anyio.ClosedResourceError
         if self._error is not None:
-            raise ProtocolError(str(self._error))
+            raise fresh(self._error)
         try:
             message = await self._connection.get_message()
         except trio_websocket.ConnectionClosed as exc:
@@ -243,21 +243,21 @@ class TrioWebSocketTransport:
             if exc.reason is None:
                 self._failed = True
                 self._error = ProtocolError("invalid WebSocket frame")
-                raise self._error from exc
+                raise fresh(self._error) from exc
             if exc.reason.code == 1009 and isinstance(exc.__context__, trio.ClosedResourceError):
                 self._error = ProtocolError("message too big")
-                raise self._error from exc
+                raise fresh(self._error) from exc
             if exc.reason.code == 1006:
                 raise ConnectionLost("transport close", _explain(exc.reason)) from exc
             raise anyio.EndOfStream(_explain(exc.reason)) from exc
         if len(message if isinstance(message, bytes) else message.encode()) > self._settings.max_payload:
             self._too_big = True
             self._error = ProtocolError("message too big")
-            raise self._error
+            raise fresh(self._error)
         try:
             return [decode(message, self._eio)]
         except ProtocolError as exc:
-            self._error = exc
+            self._error = fresh(exc)
             raise
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:

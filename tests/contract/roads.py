@@ -30,7 +30,6 @@ from anyio.abc import ByteStream
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
-from websockets.protocol import Protocol as Core
 from websockets.protocol import Side
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
@@ -542,7 +541,7 @@ async def _stream(
 ) -> AsyncGenerator[tuple[StreamTransport, WsprotoPeer]]:
     kind = wsproto.ConnectionType.CLIENT if side is Side.SERVER else wsproto.ConnectionType.SERVER
     async with linked(capacity) as (here, there):
-        websocket = WebSocket(here, open_core(Core(side), settings), settings)
+        websocket = WebSocket(here, open_core(side, (), settings), settings)
         yield StreamTransport(websocket, eio), WsprotoPeer(eio, there, kind)
 
 
