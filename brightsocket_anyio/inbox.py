@@ -180,7 +180,8 @@ class Inbox:
             self._count(-len(lane.waiting.items), -lane.waiting.size)
         lane.receivers.append(receiver)
         receiver.inbox, receiver.action = self, action
-        self._pump(lane)
+        if lane.waiting.items:
+            self._pump(lane)
 
     def detach(self, receiver: Receiver) -> None:
         """Remove a receiver. What the last one leaves unread waits again, in its order."""

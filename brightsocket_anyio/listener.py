@@ -522,11 +522,8 @@ class _Upgrade:
         assert self._pending is not None
         return self._pending[0]
 
-    async def open(self, headers: Sequence[tuple[bytes, bytes]] = (), subprotocol: str | None = None) -> WebSocket:
-        """Accept, with further headers in the answer.
-
-        :raises ConnectionLost: the peer is gone.
-        """
+    def open(self, headers: Sequence[tuple[bytes, bytes]] = (), subprotocol: str | None = None) -> WebSocket:
+        """Accept, with further headers in the answer, which is the WebSocket's to send."""
         assert self._pending is not None
         connection, extensions, answer = self._pending
         if any(character in value for _, value in headers for character in b"\r\n"):
@@ -538,11 +535,10 @@ class _Upgrade:
         for name, value in headers:
             answer.headers[name.decode("latin-1")] = value.decode("latin-1")
         leading, _ = connection.http.trailing_data
-        await connection.write(answer.serialize())
         self._pending = None
         settings = self._service.settings
         core = open_core(Side.SERVER, extensions, settings)
-        self._websocket = WebSocket(self._stream, core, settings, leading=leading)
+        self._websocket = WebSocket(self._stream, core, settings, leading=leading, head=answer.serialize())
         return self._websocket
 
     async def wait_gone(self) -> None:
@@ -551,7 +547,7 @@ class _Upgrade:
     async def accept(
         self, eio: Literal[3, 4], headers: HeaderList = (), subprotocol: str | None = None
     ) -> StreamTransport:
-        return StreamTransport(await self.open(headers, subprotocol), eio)
+        return StreamTransport(self.open(headers, subprotocol), eio)
 
     async def reject(self, status: int, body: bytes, headers: HeaderList = ()) -> None:
         self.answered = True
@@ -792,7 +788,8 @@ class _Bridge:
             if self._websocket is not None:
                 await self._send_open(self._websocket, message)
             elif kind == "websocket.accept" and not self._upgrade.answered:
-                self._websocket = await self._upgrade.open(message.get("headers", ()), message.get("subprotocol"))
+                self._websocket = self._upgrade.open(message.get("headers", ()), message.get("subprotocol"))
+                await self._websocket.flush()
                 self._decide()
             elif kind == "websocket.close" and not self._upgrade.answered:
                 await self._upgrade.reject(403, b"{}")

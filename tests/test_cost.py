@@ -138,6 +138,18 @@ async def test_connecting() -> None:
     assert calls.count / 20 <= 530, calls.by_function.most_common(80)
 
 
+async def test_the_answer_to_a_handshake_is_no_write_of_its_own() -> None:
+    async with serving(api()) as bound, await anyio.connect_tcp(*bound.addresses[0][:2]) as stream:
+        await stream.send(
+            b"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+            b"Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        data = await stream.receive()
+        assert data.startswith(b"HTTP/1.1 101 ")
+        assert b"\r\n\r\n\x81" in data
+        assert b'0{"sid":"' in data
+
+
 async def leave(peer: Raw) -> None:
     """As clients do that have been told to: a DISCONNECT, and a Close frame with it."""
     peer.protocol.send_text(b"41")

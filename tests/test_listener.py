@@ -655,8 +655,9 @@ async def test_a_websocket_whose_peer_is_gone_in_the_handshake() -> None:
 
     async def handle(request: WebSocketRequest) -> None:
         await peer.stream.aclose()
+        transport = await request.accept(4)
         with pytest.raises(ConnectionLost):
-            await request.accept(4)
+            await transport.receive()
         lost.set()
 
     async with serving(answering(), Host(handle)) as peer:

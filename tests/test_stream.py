@@ -102,6 +102,24 @@ async def test_bytes_one_by_one() -> None:
         assert await server.receive() == [bytes(201)]
 
 
+async def test_the_answer_to_the_handshake_goes_out_with_the_first_message() -> None:
+    async with linked() as (here, there):
+        server = WebSocket(here, open_core(Side.SERVER, (), SMALL), SMALL, head=b"HEAD")
+        await server.send(["a"])
+        assert await there.receive() == b"HEAD" + frame(TEXT, b"a", masked=False)
+        await server.send(["b"])
+        assert await there.receive() == frame(TEXT, b"b", masked=False)
+
+
+@pytest.mark.parametrize("what", ["flush", "receive", "aclose"])
+async def test_the_answer_to_the_handshake_goes_out_before_anything_is_waited_for(what: str) -> None:
+    async with linked() as (here, there), anyio.create_task_group() as tg:
+        server = WebSocket(here, open_core(Side.SERVER, (), SMALL), SMALL, head=b"HEAD")
+        tg.start_soon(getattr(server, what))
+        assert (await there.receive()).startswith(b"HEAD")
+        tg.cancel_scope.cancel()
+
+
 async def test_bytes_that_came_with_the_handshake() -> None:
     async with linked() as (here, there):
         data = frame(TEXT, b"a") + frame(TEXT, b"b")

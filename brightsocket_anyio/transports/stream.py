@@ -119,12 +119,20 @@ class WebSocket:
     :param core: from :func:`open_core`.
     :param settings: for ``max_payload``, ``max_fragments``, ``stall_timeout`` and ``close_timeout``.
     :param leading: bytes that were read together with the handshake.
+    :param head: the answer to the handshake, which goes out with the first message, or before anything is waited for:
+        a write of its own is what takes longest about it.
     :ivar prepared: whether :meth:`send_frames` may be used: frames that are neither masked nor compressed suit every
         peer.
     """
 
     def __init__(
-        self, stream: anyio.abc.ByteStream, core: Protocol, settings: Settings, *, leading: bytes = b""
+        self,
+        stream: anyio.abc.ByteStream,
+        core: Protocol,
+        settings: Settings,
+        *,
+        leading: bytes = b"",
+        head: bytes = b"",
     ) -> None:
         self._stream = stream
         self._core = core
@@ -136,6 +144,7 @@ class WebSocket:
         #: held by whoever writes; most WebSockets never have to wait for that, and have none
         self._lock: anyio.Lock | None = None
         self._write_nowait = writer_of(stream)
+        self._head = head
         #: what a write that did not wait has left, to be written before anything else
         self._tail = b""
         self._reading = anyio.ResourceGuard("receiving from")
@@ -212,16 +221,26 @@ class WebSocket:
             or (self._lock is not None and self._lock.locked())
         ):
             return False
-        data = frames[0] if len(frames) == 1 else b"".join(frames)
+        data = frames[0] if len(frames) == 1 and not self._head else b"".join([self._head, *frames])
         written = write(data)
-        if written and written < len(data):
-            self._tail = data[written:]
+        if written:
+            self._head = b""
+            if written < len(data):
+                self._tail = data[written:]
         return written > 0
 
     @property
     def flushed(self) -> bool:
         """Whether nothing is left of what was sent without waiting."""
         return not self._tail
+
+    async def flush(self) -> None:
+        """Send the answer to the handshake, if that has not been sent.
+
+        :raises: as :meth:`send`.
+        """
+        if self._head:
+            await self.send_frames(())
 
     def _locked(self) -> anyio.Lock:
         if self._lock is None:
@@ -240,9 +259,10 @@ class WebSocket:
 
     async def _write(self, frames: Sequence[bytes]) -> None:
         """The one place that writes; the caller holds the lock. An empty frame is the core's mark for half-closing."""
-        tail, self._tail = self._tail, b""
+        data = b"".join([self._head, self._tail, *frames])
+        self._head = self._tail = b""
         try:
-            await send_all(self._stream, b"".join([tail, *frames]), self._stall)
+            await send_all(self._stream, data, self._stall)
         except ConnectionLost as exc:
             if self._closed:
                 raise anyio.ClosedResourceError from exc
@@ -269,7 +289,7 @@ class WebSocket:
             while True:
                 if self._closed:
                     raise anyio.ClosedResourceError
-                if self._core.writes:
+                if self._core.writes or self._head:
                     await self._answer()
                 if self._received:
                     received, self._received = self._received, []
@@ -401,6 +421,12 @@ class WebSocket:
             Close(code, reason).check()
         except CoreProtocolError:
             raise ValueError(f"a Close frame cannot carry the code {code}") from None
+        if self._is_done:
+            self._closed = True
+            self._finish(anyio.ClosedResourceError())
+            with contextlib.suppress(*STREAM_ERRORS):
+                await self._stream.aclose()
+            return
         closed = False
         try:
             with anyio.move_on_after(self._close_timeout):
@@ -437,6 +463,15 @@ class WebSocket:
             if self._end is None:
                 self._ended = self._ended or anyio.Event()
                 await self._ended.wait()
+
+    @property
+    def _is_done(self) -> bool:
+        """Whether neither side has anything to say any more, and the stream is one that closes without waiting."""
+        if self._write_nowait is None or (self._lock is not None and self._lock.locked()):
+            return False
+        if self._eof or self._lost is not None:
+            return True
+        return self._over and self._core.close_sent is not None and not self._core.writes and not self._tail
 
     @property
     def _over(self) -> bool:
