@@ -22,6 +22,7 @@ from urllib.parse import unquote
 import anyio
 import anyio.abc
 import h11
+from anyio.lowlevel import checkpoint
 from anyio.streams.stapled import MultiListener
 from anyio.streams.tls import TLSAttribute, TLSListener
 from websockets.datastructures import Headers
@@ -336,6 +337,8 @@ class _Connection:
 
     async def write(self, data: bytes) -> None:
         """:raises ConnectionLost: the peer is gone, or takes nothing for the stall timeout."""
+        # an application that sends and sends to a peer that takes it all would keep everybody else waiting
+        await checkpoint()
         async with self._writing:
             if self.lost:
                 raise ConnectionLost("transport error", "the connection was lost earlier")
@@ -815,6 +818,8 @@ class _Bridge:
         match message["type"]:
             case "websocket.send":
                 text = message.get("text")
+                # as for HTTP
+                await checkpoint()
                 await websocket.send([message["bytes"] if text is None else text])
             case "websocket.close":
                 await websocket.aclose(message.get("code", 1000), message.get("reason") or "")

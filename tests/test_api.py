@@ -12,6 +12,7 @@ import anyio
 import httpx
 import pytest
 import trustme
+from anyio.lowlevel import checkpoint
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
@@ -27,7 +28,7 @@ from brightsocket_anyio import (
     Refused,
     open_client,
 )
-from tests.support import PATIENCE, serving
+from tests.support import PATIENCE, raw, serving
 
 
 def echo_api(app: Any = None) -> Brightsocket:
@@ -181,6 +182,44 @@ class TestWrappedApplication:
                 await client.connect("WHAT")
         assert webservers == [app, app]
         assert life == ["started", "ended"]
+
+    @pytest.mark.parametrize("kind", ["http", "websocket"])
+    async def test_sends_and_sends_and_others_have_their_turn(self, kind: str) -> None:
+        turns = 0
+        passed: list[int] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "lifespan":
+                return
+            more: dict[str, Any] = {"type": "http.response.body", "body": b"x", "more_body": True}
+            if scope["type"] == "http":
+                await send({"type": "http.response.start", "status": 200})
+            else:
+                await receive()
+                await send({"type": "websocket.accept"})
+                more = {"type": "websocket.send", "text": "x"}
+            before = turns
+            for _ in range(100):
+                await send(more)
+            passed.append(turns - before)
+            await send({"type": "http.response.body"} if kind == "http" else {"type": "websocket.close"})
+
+        async def take_turns() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await checkpoint()
+
+        async with serving(echo_api(app)) as bound, anyio.create_task_group() as tg:
+            tg.start_soon(take_turns)
+            if kind == "http":
+                async with httpx.AsyncClient() as http:
+                    assert (await http.get(bound.url)).text == "x" * 100
+            else:
+                async with raw(bound, path="/", query="sid=none") as peer:
+                    assert await peer.drain() == ["x"] * 100
+            tg.cancel_scope.cancel()
+        assert passed[0] >= 100
 
     async def test_without_one_other_requests_are_not_found(self) -> None:
         async with serving(echo_api()) as bound, httpx.AsyncClient() as http:
