@@ -327,6 +327,19 @@ class TestGoodbye:
                 await peer.transport.aclose()
             await refused(await peer.get(), 1)
 
+    async def test_what_is_sent_to_a_client_that_has_left_waits_for_nobody(self) -> None:
+        async with anyio.create_task_group() as tg:
+            peer = Peer(tg, stall_timeout=math.inf, close_timeout=math.inf)
+            send = await peer.send(HELLO)
+            # a session that ends by the first packet never reads the second
+            post = await peer.post(b"4hello\x1e1")
+            await send.result()
+            await peer.transport.receive()
+            await peer.transport.send([HELLO])
+            assert not post.done.is_set()
+            await peer.transport.aclose()
+            await post.result()
+
 
 class TestUpgrade:
     async def test_hold_and_retire(self) -> None:

@@ -109,6 +109,9 @@ class PollingTransport:
         await checkpoint_if_cancelled()
         while self._pending is None:
             self._check_usable()
+            if self._state is _State.LEFT:
+                # it has said goodbye, as the session is about to read: nobody hears this
+                return
             self._send_changed = anyio.Event()
             patience = math.inf if self._state is _State.HELD else self._settings.stall
             with anyio.move_on_after(patience) as waiting:
@@ -219,6 +222,7 @@ class PollingTransport:
         if leaves:
             self._state = _State.LEFT
             self._answer(_NOOP)
+            self._send_changed.set()
         post = self._post = _Post(packets)
         self._receive_changed.set()
         try:

@@ -290,5 +290,5 @@ TARGETS: dict[str, tuple[Target, list[bytes]]] = {
             frame(2, b"data") + frame(TEXT, b"x" * 200, rsv=4),
         ],
     ),
-    "polling": (polling, [b"40\x1e42[\"X\"]", b"2:407:42[\"X\"]", b"\x00\x02\xff40", b"1", b"1:1"]),
+    "polling": (polling, [b"40\x1e42[\"X\"]", b"2:407:42[\"X\"]", b"\x00\x02\xff40", b"1", b"1:1", b"2:407:1:12:4]"]),
 }  # fmt: skip
