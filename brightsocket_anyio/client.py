@@ -17,8 +17,8 @@ import httpx
 from anyio.abc import ObjectReceiveStream, TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from .connection import Connection, ConnectionCore, End, Handler, enclosing
-from .errors import ChannelRefused, ConfigurationError, ConnectionLost, HandshakeError, sole
+from .connection import Connection, ConnectionCore, enclosing
+from .errors import ChannelRefused, ConfigurationError, ConnectionLost, End, HandshakeError, sole
 from .protocol.engineio import Packet
 from .protocol.state import (
     Action,
@@ -37,6 +37,7 @@ from .protocol.state import (
     encode_connect,
     encode_identify,
 )
+from .receivers import Handler
 from .roads import RoadName, Roads, road_names
 from .session import Session
 from .settings import SettingKeywords, Settings
@@ -182,7 +183,7 @@ class Client:
             handler = Handler(function, limit, self._settings, lambda: self._workers)
             self._handlers.append((action, handler))
             if self._stay is not None and self._stay.core is not None and self._stay.core.ended is None:
-                self._stay.core.attach(action, handler)
+                self._stay.core.inbox.attach(action, handler)
             return function
 
         return decorate
@@ -381,7 +382,7 @@ class _Stay:
         )
         core.resumes = self._settings.reconnection
         for action, handler in self._client._handlers:
-            core.attach(action, handler)
+            core.inbox.attach(action, handler)
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(self._try_to_carry, core, name=f"sessions of {self._channel}")
             try:

@@ -7,20 +7,20 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from inspect import isawaitable
 from typing import Any, Literal, Protocol, TypeVar
 
 import anyio
 from anyio.abc import ObjectReceiveStream, TaskGroup
-from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
+from anyio.lowlevel import checkpoint_if_cancelled
 
-from .errors import ConfigurationError, ConnectionLost
-from .inbox import Inbox, Item, Lane, Receiver
-from .parking import Latch, Parking
+from .errors import ConnectionLost, End
+from .inbox import Inbox, Item, Lane
+from .parking import Latch
 from .protocol.state import Unit
+from .receivers import Handler, Stream, unpack
 from .recovery import RECOVERABLE, Journal
 from .request import Request
-from .session import RUN, Session
+from .session import Session
 from .settings import Settings
 from .signature import Adapted
 from .workers import Workers
@@ -56,170 +56,10 @@ class Settling(Protocol):
 settling: contextvars.ContextVar[Settling | None] = contextvars.ContextVar("settling", default=None)
 
 
-def unpack(args: tuple[Any, ...]) -> Any:
-    """A message's values as one: ``None`` for none, the value itself for one, a tuple for several."""
-    match args:
-        case ():
-            return None
-        case (value,):
-            return value
-    return args
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """How a connection ended.
-
-    ``code`` is ``"closed"`` where this side closed it, ``"ended"`` where the peer did; any other code is a loss.
-    """
-
-    code: str
-    reason: str
-
-    def exception(self) -> Exception:
-        """What code that still holds the connection gets."""
-        match self.code:
-            case "closed":
-                return anyio.ClosedResourceError(self.reason)
-            case "ended":
-                return anyio.EndOfStream(self.reason)
-        return ConnectionLost(self.code, self.reason)
-
-
 def _is_end(exc: BaseException) -> bool:
     if isinstance(exc, BaseExceptionGroup):
         return all(_is_end(each) for each in exc.exceptions)
     return isinstance(exc, (anyio.ClosedResourceError, anyio.EndOfStream, anyio.BrokenResourceError))
-
-
-class _Stream(Receiver, ObjectReceiveStream[Any]):
-    """The stream that :meth:`Connection.receive` returns."""
-
-    def __init__(self, core: ConnectionCore) -> None:
-        Receiver.__init__(self, core.settings.max_buffered_messages, core.settings.max_buffered_bytes)
-        self._core = core
-        self._arrived = Parking()
-        #: how many were received in a row without waiting
-        self._run = 0
-        self._closed = False
-        self._end: End | None = None
-
-    def put(self, item: Item) -> None:
-        self.buffer.push(item)
-        self._wake()
-
-    def end(self, end: End) -> None:
-        self._end = end
-        self._wake()
-
-    async def receive(self) -> Any:
-        """Wait for the action's next payload. Safe to cancel.
-
-        :raises anyio.EndOfStream: the peer ended the connection, and everything that had arrived has been received.
-        :raises ConnectionLost: the connection was lost, and everything that had arrived has been received.
-        :raises anyio.ClosedResourceError: the stream or its connection was closed on this side.
-        :raises anyio.BusyResourceError: another task receives from this stream.
-        """
-        if self.buffer.items and self._run < RUN:
-            # what waits already is handed out without a trip through the loop, a few at a time
-            self._run += 1
-            await checkpoint_if_cancelled()
-        elif self.buffer.items or self._closed or self._end is not None:
-            self._run = 0
-            await checkpoint()
-        self._core.settle()
-        if self._arrived.taken:
-            raise anyio.BusyResourceError("receiving from")
-        while True:
-            if self._closed or (self._end is not None and self._end.code == "closed"):
-                await checkpoint_if_cancelled()
-                raise anyio.ClosedResourceError
-            if self.buffer.items:
-                break
-            if self._end is not None:
-                await checkpoint_if_cancelled()
-                raise self._end.exception()
-            self._run = 0
-            await self._arrived.wait()
-        item = self.buffer.pop()
-        self.freed()
-        return unpack(item.args)
-
-    async def aclose(self) -> None:
-        """Stop receiving. What has arrived and was not received waits for the action's next receiver. Idempotent."""
-        self._close()
-        await checkpoint()
-
-    def _close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._core.forget(self)
-            self._wake()
-
-    def _wake(self) -> None:
-        self._arrived.wake()
-
-
-class Handler(Receiver):
-    """A function that takes an action's payloads, ``limit`` at a time.
-
-    :param failed: told of what the function raises; where it is ``None``, that comes out of the workers' scope.
-    """
-
-    __slots__ = ("_failed", "_function", "_limit", "_running", "_submitted", "_workers", "core")
-
-    answers = True
-
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        limit: int,
-        settings: Settings,
-        workers: Callable[[], Workers],
-        failed: Callable[[Exception], None] | None = None,
-    ) -> None:
-        if limit < 1:
-            raise ConfigurationError(f"limit must be at least 1, not {limit!r}")
-        super().__init__(settings.max_buffered_messages, settings.max_buffered_bytes)
-        self._function = Adapted(function, "a handler")
-        self._limit = limit
-        self._workers = workers
-        self._failed = failed
-        self._submitted = 0
-        self._running = 0
-        self.core: ConnectionCore | None = None
-
-    def put(self, item: Item) -> None:
-        self.buffer.push(item)
-        self._submit()
-
-    def _submit(self) -> None:
-        """Call for a worker, if there is an item that none has been called for, and the limit lets it be handled."""
-        if self._submitted < len(self.buffer.items) and self._submitted + self._running < self._limit:
-            self._submitted += 1
-            self._workers().submit(self._work)
-
-    async def _work(self) -> None:
-        self._submitted -= 1
-        self._running += 1
-        item = self.buffer.pop()
-        self.freed()
-        if self._limit > 1:
-            self._submit()
-        try:
-            function = self._function
-            result = function.begin(item.args)
-            if function.waits or isawaitable(result):
-                result = await result
-            if item.question is not None and item.answerer is self:
-                await item.question.core.answer(item.question, result if isinstance(result, tuple) else (result,))
-        except Exception as exc:
-            if self._failed is None:
-                raise
-            self._failed(exc)
-        finally:
-            self._running -= 1
-            self._submit()
 
 
 @dataclass(slots=True, eq=False)
@@ -321,7 +161,7 @@ class ConnectionCore:
         self.rooms: set[str] = set()
         self.moved: Callable[[str, bool], None] | None = None
         self._filters: list[Callable[..., Awaitable[Any]]] = []
-        self._streams: list[_Stream] = []
+        self._streams: list[Stream] = []
         self._calls: dict[int, _Call] = {}
         #: made at the first call, which most connections never make
         self._call_slots: anyio.Semaphore | None = None
@@ -625,7 +465,7 @@ class ConnectionCore:
             call.over.set()
 
     def receive(self, action: str) -> ObjectReceiveStream[Any]:
-        stream = _Stream(self)
+        stream = Stream(self)
         if self.ended is not None:
             rest = self.inbox.take_rest(action)
             if not rest:
@@ -647,20 +487,15 @@ class ConnectionCore:
                 if self.moved is not None:
                     self.moved(room, inside)
 
-    def forget(self, stream: _Stream) -> None:
+    def forget(self, stream: Stream) -> None:
         """A stream has closed."""
         if stream in self._streams:
             self._streams.remove(stream)
         self.inbox.detach(stream)
 
-    def attach(self, action: str, handler: Handler) -> None:
-        """Let a handler take an action."""
-        handler.core = self
-        self.inbox.attach(action, handler)
-
     def on(self, action: str, function: Callable[..., Any], limit: int) -> None:
         self.check()
-        self.attach(action, Handler(function, limit, self.settings, self._own_workers, self.fail))
+        self.inbox.attach(action, Handler(function, limit, self.settings, self._own_workers, self.fail))
 
     def _own_workers(self) -> Workers:
         return self._workers

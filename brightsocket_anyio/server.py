@@ -15,8 +15,8 @@ import anyio
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup, TaskStatus
 
-from .connection import Connection, ConnectionCore, End, settling
-from .errors import ConfigurationError, ConnectionLost, Refused, sole
+from .connection import Connection, ConnectionCore, settling
+from .errors import ConfigurationError, ConnectionLost, End, Refused, sole
 from .pool import Pool
 from .protocol import handshake
 from .protocol.state import (
