@@ -18,7 +18,8 @@ from anyio.abc import ObjectReceiveStream, TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from .connection import Connection, ConnectionCore, enclosing
-from .errors import ChannelRefused, ConfigurationError, ConnectionLost, End, HandshakeError, sole
+from .ends import End
+from .errors import ChannelRefused, ConfigurationError, ConnectionLost, HandshakeError, sole
 from .protocol.engineio import Packet
 from .protocol.state import (
     Action,

@@ -13,7 +13,8 @@ import anyio
 from anyio.abc import ObjectReceiveStream, TaskGroup
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from .errors import ConnectionLost, End
+from .ends import End
+from .errors import ConnectionLost
 from .inbox import Inbox, Item, Lane
 from .parking import Latch
 from .protocol.state import Unit

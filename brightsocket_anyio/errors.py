@@ -1,4 +1,4 @@
-"""Every exception that this package raises of its own, and which of them follow from how a connection ended.
+"""Every exception that this package raises of its own.
 
 ::
 
@@ -17,7 +17,6 @@ AnyIO's own exceptions keep AnyIO's meaning: :exc:`anyio.ClosedResourceError` (w
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
@@ -108,23 +107,3 @@ class ConnectionLost(BrightsocketError, anyio.BrokenResourceError):
         super().__init__(f"{code}: {reason}" if reason else code)
         self.code = code
         self.reason: str = reason or code
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """How a connection ended.
-
-    ``code`` is ``"closed"`` where this side closed it, ``"ended"`` where the peer did; any other code is a loss.
-    """
-
-    code: str
-    reason: str
-
-    def exception(self) -> Exception:
-        """What code that still holds the connection gets."""
-        match self.code:
-            case "closed":
-                return anyio.ClosedResourceError(self.reason)
-            case "ended":
-                return anyio.EndOfStream(self.reason)
-        return ConnectionLost(self.code, self.reason)

@@ -10,7 +10,8 @@ import anyio
 from anyio.abc import ObjectReceiveStream
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from .errors import ConfigurationError, End
+from .ends import End
+from .errors import ConfigurationError
 from .inbox import Item, Receiver
 from .parking import Parking
 from .session import RUN

@@ -16,7 +16,8 @@ from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup, TaskStatus
 
 from .connection import Connection, ConnectionCore, settling
-from .errors import ConfigurationError, ConnectionLost, End, Refused, sole
+from .ends import End
+from .errors import ConfigurationError, ConnectionLost, Refused, sole
 from .pool import Pool
 from .protocol import handshake
 from .protocol.state import (
