@@ -57,9 +57,19 @@ FLOORS = [
     carrier("bare trio-websocket", "trio-websocket", "websocket"),
     carrier("bare websockets, asyncio", "websockets", "websocket"),
     carrier("bare websockets, asyncio+uvloop", "websockets-uvloop", "websocket"),
+    carrier("bare ASGI, uvicorn", "asgi-uvicorn", "websocket"),
     carrier("bare TCP, Trio", "tcp-trio", "tcp"),
     carrier("bare TCP, AnyIO on uvloop", "tcp-anyio-uvloop", "tcp"),
     carrier("bare TCP, uvloop's protocol", "tcp-protocol-uvloop", "tcp"),
+]
+#: what answers the handshakes by rote
+ROTE = [
+    Server(name, (sys.executable, "-m", "benchmarks.servers.replies", which), identify=True)
+    for name, which in (
+        ("bare h11 and websockets, Trio", "trio"),
+        ("bare h11 and websockets, AnyIO on uvloop", "uvloop"),
+        ("bare ASGI, uvicorn", "uvicorn"),
+    )
 ]
 PEERS = [PYTHON, NODE]
 EMBEDDED = [TRIO, UVLOOP, ASYNCIO]
@@ -115,7 +125,7 @@ WORKS = [
     Work(
         "connect",
         "Connecting, identifying and leaving, 8 at a time",
-        [*EMBEDDED, UVICORN, *PEERS],
+        [*EMBEDDED, UVICORN, *PEERS, *ROTE],
         {"work": "connect", "connections": 8},
         unit="µs of the server's CPU per client",
     ),
@@ -235,8 +245,8 @@ def main() -> None:
         if keys is not None and work.key not in keys:
             continue
         servers = [each for each in work.servers if not options.servers or any(s in each.name for s in options.servers)]
-        if options.quick:
-            servers = [each for each in servers if each not in FLOORS]
+        if options.quick and not options.servers:
+            servers = [each for each in servers if each not in [*FLOORS, *ROTE]]
         measured: dict[str, list[dict[str, float]]] = {each.name: [] for each in servers}
         for _ in range(runs):
             for each in servers:

@@ -16,11 +16,29 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.parametrize("work", ["echo", "broadcast", "connect", "idle-1", "polling", "flood"])
 def test_each_work_can_be_done(work: str) -> None:
-    options = ["--quick", "--only", work, "--servers", "ours, Trio", "--seconds", "0.1"]
+    measure(work, "ours, Trio")
+
+
+@pytest.mark.parametrize(
+    ("work", "server"),
+    [
+        ("echo", "bare ASGI, uvicorn"),
+        ("connect", "bare ASGI, uvicorn"),
+        ("connect", "bare h11 and websockets, Trio"),
+        ("connect", "bare h11 and websockets, AnyIO on uvloop"),
+    ],
+)
+def test_the_floors_of_a_server_can_be_measured(work: str, server: str) -> None:
+    measure(work, server)
+
+
+def measure(work: str, server: str) -> None:
+    """Measure a server for a moment."""
+    options = ["--quick", "--only", work, "--servers", server, "--seconds", "0.1"]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", *options], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
     )
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| ours, Trio")]
+    rows = [line for line in done.stdout.splitlines() if line.startswith(f"| {server}")]
     assert rows
     for row in rows:
         # processor time comes in ticks, of which a moment may have none; memory may be what was there before

@@ -11,10 +11,13 @@ from typing import Any, cast
 import anyio
 import anyio.abc
 import trio
+import uvicorn
 import uvloop
 import websockets.asyncio.server
 import websockets.exceptions
 from trio_websocket import ConnectionClosed, WebSocketRequest, serve_websocket
+
+from . import listening
 
 
 async def tcp_anyio() -> None:
@@ -74,6 +77,21 @@ async def websockets_echo() -> None:
         await server.serve_forever()
 
 
+async def _application(scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] != "websocket.disconnect":
+        await send({"type": "websocket.send", "text": message["text"]})
+
+
+def asgi_echo() -> None:
+    """An ASGI application on uvicorn."""
+    listener = listening()
+    print(listener.getsockname()[1], flush=True)
+    config = uvicorn.Config(_application, loop="uvloop", ws="websockets-sansio", lifespan="off", log_level="warning")
+    asyncio.Runner(loop_factory=config.get_loop_factory()).run(uvicorn.Server(config).serve(sockets=[listener]))
+
+
 async def trio_websocket_echo() -> None:
     """The server of ``trio-websocket``, as its documentation has it."""
 
@@ -97,6 +115,7 @@ CARRIERS = {
     "websockets": lambda: asyncio.run(websockets_echo()),
     "websockets-uvloop": lambda: uvloop.run(websockets_echo()),
     "trio-websocket": lambda: trio.run(trio_websocket_echo),
+    "asgi-uvicorn": asgi_echo,
 }
 
 
