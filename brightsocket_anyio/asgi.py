@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, Self
 
 import anyio
 from anyio import AsyncContextManagerMixin
+from sniffio import current_async_library, current_async_library_cvar
 
 from . import browser
 from .errors import BrightsocketError, ConnectionLost
@@ -55,6 +56,7 @@ class FrontDoor:
         self._health = settings.path + "health"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _tell_library()
         kind = scope["type"]
         ours = kind in ("http", "websocket") and self.matches(scope)
         if kind == "lifespan":
@@ -359,6 +361,13 @@ async def _watch(receive: Receive, gone: anyio.Event, waiting: anyio.CancelScope
     await _wait_gone(receive)
     gone.set()
     waiting.cancel()
+
+
+def _tell_library() -> None:
+    """Note for AnyIO which loop this is, as :func:`anyio.run` does: under an ASGI server it would find that out each
+    time that it is asked for anything, which takes a microsecond."""
+    if current_async_library_cvar.get() is None:
+        current_async_library_cvar.set(current_async_library())
 
 
 def _find(server: Server, sid: str, eio: Literal[3, 4]) -> PollingTransport:

@@ -522,6 +522,10 @@ class _Stay:
         return self.core is not None and self.core.accepted and self.core.inbox.full
 
     @property
+    def workers(self) -> Workers | None:
+        return self.core.workers if self.core is not None else None
+
+    @property
     def calling(self) -> bool:
         return self.core is not None and self.core.calling
 
@@ -559,9 +563,9 @@ class _Stay:
             case Rejected(namespace, reason, data) if namespace == self._namespace:
                 self._fail(ChannelRefused(self._channel, reason, data))
                 self._end("refused", reason)
-            case Action(namespace, name, args, id, size, offset) if namespace == self._namespace:
+            case Action(namespace, offset=offset) if namespace == self._namespace:
                 self._offset = offset or self._offset
-                if not core.deliver(name, args, id, size):
+                if not core.deliver(event):
                     self._end("overflow", "too much arrived for full receivers while a call awaited its answer")
             case Answer(namespace, id, args) if namespace == self._namespace:
                 core.resolve(id, args)

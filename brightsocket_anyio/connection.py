@@ -17,14 +17,14 @@ from .ends import End
 from .errors import ConnectionLost
 from .inbox import Inbox, Item, Lane
 from .parking import Latch
-from .protocol.state import Unit
+from .protocol.state import Action, Unit
 from .receivers import Handler, Stream, unpack
 from .recovery import RECOVERABLE, Journal
 from .request import Request
 from .session import Session
 from .settings import Settings
 from .signature import Adapted
-from .workers import Workers
+from .workers import Job, Workers
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -207,9 +207,15 @@ class ConnectionCore:
         finally:
             self._task_group = None
 
-    def start(self, function: Callable[[], Awaitable[None]]) -> None:
+    def start(self, function: Job) -> None:
         """Run a function in the connection's scope."""
         self._workers.submit(function)
+
+    @property
+    def workers(self) -> Workers | None:
+        """The scope's workers, if one of them may read for the session: with a grace, what ends the connection would
+        not end that."""
+        return self._workers if self.accepted and self.ended is None and not self.settings.grace else None
 
     def has_ended(self) -> bool:
         """Whether the connection has ended, though its tasks may have some grace yet."""
@@ -330,7 +336,12 @@ class ConnectionCore:
         if self.journal is not None:
             offset = self.journal.mint()
             args = (*args, offset)
-        await self.send(self.session.automaton.encode_action(self.namespace, action, args), offset=offset)
+        unit = self.session.automaton.encode_action(self.namespace, action, args)
+        await checkpoint_if_cancelled()
+        if settling.get() is not None:
+            self.settle()
+        if offset is not None or not self.accepted or not self.session.send_at_once(unit):
+            await self._send(unit, offset=offset)
 
     def send_nowait(self, unit: Unit, sender: object | None = None, offset: str | None = None) -> bool:
         """Send a unit if there is room for it, now or when the client is back; returns whether there was.
@@ -347,14 +358,12 @@ class ConnectionCore:
             return True
         return False
 
-    async def send(self, unit: Unit, call: _Call | None = None, offset: str | None = None) -> None:
+    async def _send(self, unit: Unit, call: _Call | None = None, offset: str | None = None) -> None:
         """Send a unit once the connection is accepted. Returns when a buffer has taken it.
 
         :param call: what the unit asks for; once that is over, nothing is sent.
         :param offset: the unit's, for the journal.
         """
-        await checkpoint_if_cancelled()
-        self.settle()
         # what is sent of a call that has failed would be answered to nobody
         sender = self if self.resumes and call is None else None
         placed = None if offset is None else partial(self._enter_journal, offset, unit)
@@ -418,7 +427,9 @@ class ConnectionCore:
             self._calls[id] = call = _Call(anyio.Event())
             try:
                 self.session.wake()
-                await self.send(unit, call)
+                await checkpoint_if_cancelled()
+                self.settle()
+                await self._send(unit, call)
                 await call.over.wait()
             finally:
                 del self._calls[id]
@@ -453,10 +464,12 @@ class ConnectionCore:
 
     # -- receiving
 
-    def deliver(self, action: str, args: tuple[Any, ...], id: int | None, size: int) -> bool:
+    def deliver(self, action: Action) -> bool:
         """Take an action that has arrived; returns False when even the overflow is full."""
-        question = None if id is None else Question(self, self.session, id)
-        return self.ended is not None or self.inbox.add(action, args, question, size)
+        if self.ended is not None:
+            return True
+        question = None if action.id is None else Question(self, self.session, action.id)
+        return self.inbox.add(action.name, action.args, question, action.size)
 
     def resolve(self, id: int, args: tuple[Any, ...]) -> None:
         """Take the answer to a call; one that nobody waits for is ignored."""

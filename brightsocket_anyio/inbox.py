@@ -155,16 +155,24 @@ class Inbox:
         lane = self._lanes.get(action)
         if lane is None:
             lane = self._lanes[action] = self._new_lane(action)
-        if lane.action in self._full and not lane.waiting.has_room(size, 2):
+        if self._full and action in self._full and not lane.waiting.has_room(size, 2):
             return False
         self._order += 1
         item = Item(args, question, size, self._order)
-        if self.open and not (lane.waiting.items or lane.busy or self.filtering) and self._takes(lane, item):
+        receivers = lane.receivers
+        if (
+            len(receivers) == 1
+            and question is None
+            and self.open
+            and not (lane.waiting.items or lane.busy or self.filtering)
+            and (not (buffer := receivers[0].buffer).items or buffer.has_room(size))
+        ):
             # the usual case: nothing waits, and nothing has to
-            self.hand_on(lane, item)
+            item.filtered = True
+            receivers[0].put(item)
             return True
         lane.waiting.push(item)
-        if lane.receivers:
+        if receivers:
             self._pump(lane)
         else:
             self._count(1, size)
@@ -263,9 +271,6 @@ class Inbox:
             self._count(1, item.size)
             self._drop_overflow()
             return
-        if len(lane.receivers) == 1 and item.question is None:
-            lane.receivers[0].put(item)
-            return
         answerer = next((receiver for receiver in lane.receivers if receiver.answers), None)
         item.answerer = answerer
         for receiver in list(lane.receivers):
@@ -308,14 +313,6 @@ class Inbox:
                 break
         self._mark(lane)
         self._changed()
-
-    def _takes(self, lane: Lane, item: Item) -> bool:
-        """Whether a lane has receivers, and each of them has room."""
-        receivers = lane.receivers
-        if len(receivers) == 1:
-            buffer = receivers[0].buffer
-            return not buffer.items or buffer.has_room(item.size)
-        return bool(receivers) and self._has_room(lane, item)
 
     def _has_room(self, lane: Lane, item: Item) -> bool:
         return all(receiver.buffer.has_room(item.size) for receiver in lane.receivers)

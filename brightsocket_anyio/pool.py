@@ -56,6 +56,8 @@ class _Message:
         if unit is None:
             args = self._args if self.offset is None or protocol == 4 else (*self._args, self.offset)
             unit = encode_action(protocol, namespace, self.action, args, None, self._max_attachments)
+            for packet in unit:
+                packet.share()
             self._units[protocol, namespace] = unit
         return unit
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from inspect import isawaitable
 from typing import Any, Protocol
 
@@ -119,7 +120,7 @@ class Handler(Receiver):
     :param failed: told of what the function raises; where it is ``None``, that comes out of the workers' scope.
     """
 
-    __slots__ = ("_failed", "_function", "_limit", "_running", "_submitted", "_workers")
+    __slots__ = ("_failed", "_function", "_limit", "_running", "_workers")
 
     answers = True
 
@@ -138,26 +139,20 @@ class Handler(Receiver):
         self._limit = limit
         self._workers = workers
         self._failed = failed
-        self._submitted = 0
+        #: items that are handled, or that a worker has been called for
         self._running = 0
 
     def put(self, item: Item) -> None:
-        self.buffer.push(item)
-        self._submit()
+        if self._running < self._limit:
+            self._run(item)
+        else:
+            self.buffer.push(item)
 
-    def _submit(self) -> None:
-        """Call for a worker, if there is an item that none has been called for, and the limit lets it be handled."""
-        if self._submitted < len(self.buffer.items) and self._submitted + self._running < self._limit:
-            self._submitted += 1
-            self._workers().submit(self._work)
-
-    async def _work(self) -> None:
-        self._submitted -= 1
+    def _run(self, item: Item) -> None:
         self._running += 1
-        item = self.buffer.pop()
-        self.freed()
-        if self._limit > 1:
-            self._submit()
+        self._workers().submit(partial(self._work, item))
+
+    async def _work(self, item: Item) -> None:
         try:
             function = self._function
             result = function.begin(item.args)
@@ -171,4 +166,7 @@ class Handler(Receiver):
             self._failed(exc)
         finally:
             self._running -= 1
-            self._submit()
+            if self.buffer.items:
+                # behind those of other actions that wait for a worker already
+                self._run(self.buffer.pop())
+                self.freed()

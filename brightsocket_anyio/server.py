@@ -42,6 +42,7 @@ from .signature import Adapted
 from .statistics import Statistics
 from .timer import Timer
 from .transport import Headers, Scope, Transport, WebSocketRequest
+from .workers import Workers
 
 logger: logging.Logger = logging.getLogger("brightsocket_anyio")
 
@@ -330,6 +331,10 @@ class _Peer:
         return False
 
     @property
+    def workers(self) -> Workers | None:
+        return next(iter(self._visits.values())).core.workers if len(self._visits) == 1 else None
+
+    @property
     def calling(self) -> bool:
         return not self._switching and any(visit.core.calling for visit in self._visits.values())
 
@@ -341,8 +346,10 @@ class _Peer:
 
     def handle(self, event: Event) -> None:
         if type(event) is Action:
-            if (visit := self._visits.get(event.namespace)) is not None:
-                self._deliver(visit, event.name, event.args, event.id, event.size)
+            visit = self._visits.get(event.namespace)
+            if visit is not None and not visit.core.deliver(event):
+                reason = "too much arrived for full receivers while a call awaited its answer"
+                self.session.end("overflow", reason, flush=False)
             return
         match event:
             case Answer(namespace, id, args):
@@ -449,11 +456,6 @@ class _Peer:
         self.session.push(automaton.explain(namespace, visit.core.ended.code, visit.core.ended.reason))
         self.session.push(automaton.leave(namespace, self.session.now()))
         self._close_if_empty()
-
-    def _deliver(self, visit: _Visit, name: str, args: tuple[Any, ...], id: int | None, size: int) -> None:
-        if not visit.core.deliver(name, args, id, size):
-            reason = "too much arrived for full receivers while a call awaited its answer"
-            self.session.end("overflow", reason, flush=False)
 
     def _join(self, namespace: str, auth: Any) -> None:
         plan = self.server.plans.get(namespace)

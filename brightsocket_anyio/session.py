@@ -15,11 +15,12 @@ from anyio.lowlevel import checkpoint
 from .errors import ConnectionLost, HandshakeError, ProtocolError
 from .parking import Latch, Parking
 from .protocol.engineio import Packet, PacketType
-from .protocol.state import PROBE, Action, Automaton, Ended, Event, OfferExpired, Unit
+from .protocol.state import PROBE, Action, Answer, Automaton, Ended, Event, OfferExpired, Unit
 from .settings import Settings
 from .statistics import Statistics
 from .timer import Alarm, Timer
 from .transport import PromptTransport, Transport
+from .workers import Workers
 
 logger: logging.Logger = logging.getLogger("brightsocket_anyio")
 
@@ -80,8 +81,13 @@ class Sink(Protocol):
         """Whether a call awaits its answer, so that the session must read on for it."""
         ...
 
+    @property
+    def workers(self) -> Workers | None:
+        """Whose worker may read for the session, since nearly all that comes is for it."""
+        ...
+
     def handle(self, event: Event) -> None:
-        """Take one event; never waits.
+        """Take one event; never waits. Actions may come in a worker's task.
 
         :raises ProtocolError: the event is not allowed here.
         """
@@ -323,6 +329,10 @@ class Session:
         #: from the answer to a peer's probe until it has changed its road or failed to
         self._changing: anyio.Event | None = None
         self._pushed_back: list[Packet] = list(received)
+        #: what has come and is not handled yet, since only the session's own task may
+        self._unhandled: Event | None = None
+        #: where that task waits while a worker reads; there is none before the first time
+        self._returned: Parking | None = None
         self._over = Latch()
         self._resumed = Parking()
         self.now: Callable[[], float] = timer.now
@@ -409,7 +419,7 @@ class Session:
         :param placed: called at the moment at which the unit has its place in the order of what is sent.
         :raises anyio.ClosedResourceError: the session is over.
         """
-        if self._send_at_once(unit):
+        if self.send_at_once(unit):
             if placed is not None:
                 placed()
             return
@@ -422,7 +432,7 @@ class Session:
         :param sender: whose unit it is: one that :meth:`make_room` may take out again, and that is among the
             :attr:`unsent` if the session ends before.
         """
-        if self._send_at_once(unit):
+        if self.send_at_once(unit):
             return True
         taken = self._outbox.offer(unit, sender)
         if taken:
@@ -442,13 +452,14 @@ class Session:
 
         :param sender: as for :meth:`send_nowait`.
         """
-        if not self._send_at_once(unit):
+        if not self.send_at_once(unit):
             self._outbox.push(unit, sender)
             self._post()
         self.reschedule()
 
-    def _send_at_once(self, unit: Unit) -> bool:
-        """Send a unit past the outgoing buffer, if nothing is in that, and nothing has to be waited for."""
+    def send_at_once(self, unit: Unit) -> bool:
+        """Send a unit past the outgoing buffer, if nothing is in that, and nothing has to be waited for; returns
+        whether it was sent."""
         prompt = self._prompt
         if prompt is None or self._writing or self._run >= RUN or self._outbox.closed or not prompt.send_nowait(unit):
             return False
@@ -470,8 +481,8 @@ class Session:
             self._filled.wake()
 
     def _reply(self) -> None:
-        for reply in self.automaton.replies():
-            if not self._send_at_once((reply,)):
+        for reply in self.automaton.take_replies():
+            if not self.send_at_once((reply,)):
                 self._outbox.push((reply,))
                 self._post()
 
@@ -501,7 +512,7 @@ class Session:
             if not flush:
                 # something was not taken, or is lost: what is sent after that must not arrive
                 self._outbox.shut()
-            if self._waiting:
+            if self._waiting and (self._returned is None or not self._returned.wake()):
                 self._reading.cancel()
             if self._offer is not None and not (flush and self._changing is not None):
                 # what is still to be sent goes by the road in use
@@ -531,21 +542,91 @@ class Session:
                 await self._resumed.wait()
         self.automaton.resume(self.now())
 
-    # -- the two tasks, and the timer's call
+    # -- reading, which a worker of the only connection may do: see Workers
 
     async def _read(self) -> None:
+        while self._cause is None:
+            self._waiting = True
+            packets, self._pushed_back = self._pushed_back, []
+            if not packets:
+                try:
+                    packets = await self.receive()
+                except Exception as exc:
+                    self.lose(exc)
+            if not self.take(packets):
+                await self._pause()
+            elif not self._may_change and (workers := self._sink.workers) is not None and workers.willing:
+                if self._returned is None:
+                    self._returned = Parking()
+                workers.lend(self)
+                await self._returned.wait()
+                await self._pause()
+
+    def receive(self) -> Awaitable[list[Packet]]:
+        """Wait for the next packets; there are none if the session has changed its road meanwhile."""
+        return self._receive() if self._may_change else self.transport.receive()
+
+    def lose(self, failure: Exception, /) -> None:
+        """The transport is at its end, and the session with it."""
+        self._waiting = False
+        self._end_by(failure)
+
+    def take(self, packets: list[Packet], /) -> bool:
+        """Take packets that have come, but for those behind one that is the session's own task's affair; returns
+        whether to go on reading."""
+        self._waiting = False
+        self._run = 0
+        self.statistics.packets_received += len(packets)
+        if self.ending is not None:
+            return False
+        automaton, sink = self.automaton, self._sink
+        time = self.now()
         try:
-            while self._cause is None:
-                packets, self._pushed_back = self._pushed_back, []
-                if not packets:
-                    packets = await (self._receive() if self._may_change else self.transport.receive())
-                self._waiting = False
-                self._run = 0
-                await self._take(packets)
-                self._waiting = True
-        except (anyio.EndOfStream, anyio.ClosedResourceError, ConnectionLost, ProtocolError) as exc:
-            self._waiting = False
+            for index, packet in enumerate(packets, 1):
+                event = automaton.receive(packet, time)
+                if automaton.replies:
+                    self._reply()
+                if type(event) is Action or type(event) is Answer:
+                    sink.handle(event)
+                else:
+                    self._unhandled = event
+                if (
+                    sink.full
+                    or self._unhandled is not None
+                    or self._cause is not None
+                    or (self._writing and self._outbox.overfull)
+                    or index == RUN
+                ):
+                    self._pushed_back = packets[index:]
+                    self.statistics.packets_received -= len(self._pushed_back)
+                    return False
+        except ProtocolError as exc:
             self._end_by(exc)
+            return False
+        # from here on somebody waits for more, whom the session's end has to wake
+        self._waiting = True
+        return True
+
+    def take_back(self) -> None:
+        """The worker that has read reads no more: it is the session's own task's turn."""
+        if self._returned is not None:
+            self._returned.wake()
+
+    async def _pause(self) -> None:
+        """What comes between two packets and is for the session's own task: an event that is no action, or to wait."""
+        event, self._unhandled = self._unhandled, None
+        if event is not None:
+            try:
+                self._handle(event)
+            except ProtocolError as exc:
+                self._end_by(exc)
+        if self._cause is not None:
+            return
+        self._waiting = True
+        if self._must_hold():
+            await self._hold()
+        elif event is None and self._pushed_back:
+            await checkpoint()
 
     def _end_by(self, failure: Exception) -> None:
         """End the session by what the transport has raised."""
@@ -558,8 +639,10 @@ class Session:
             case ProtocolError():
                 self.log().info("%r: invalid input: %s", self, failure)
                 self.end("parse error", str(failure))
-            case _:
+            case anyio.ClosedResourceError():
                 self.end("transport error", "the transport was closed", flush=False)
+            case _:
+                raise failure
 
     async def _receive(self) -> list[Packet]:
         """Receive on a road that may be left meanwhile: nothing then, and the next one is by the other road."""
@@ -574,27 +657,6 @@ class Session:
                     raise
         self._receiving = None
         return packets
-
-    async def _take(self, packets: list[Packet]) -> None:
-        time = self.now()
-        automaton = self.automaton
-        self.statistics.packets_received += len(packets)
-        for index, packet in enumerate(packets, 1):
-            event = automaton.receive(packet, time)
-            if automaton.replying:
-                self._reply()
-            if type(event) is Action:
-                self._sink.handle(event)
-            elif event is not None:
-                self._handle(event)
-            if self._cause is not None:
-                return
-            hold = self._must_hold()
-            if hold or not index % RUN:
-                self._waiting = True
-                await (self._hold() if hold else checkpoint())
-                self._waiting = False
-                time = self.now()
 
     def _handle(self, event: Event) -> None:
         match event:

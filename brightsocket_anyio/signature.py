@@ -29,10 +29,10 @@ class Adapted:
 
     def begin(self, args: tuple[Any, ...]) -> Any:
         """Call the function; returns whatever it does."""
-        missing = self._least - len(args)
-        if missing > 0:
-            args += (None,) * missing
-        elif self._most is not None and len(args) > self._most:
+        count = len(args)
+        if count < self._least:
+            args += (None,) * (self._least - count)
+        elif self._most is not None and count > self._most:
             args = args[: self._most]
         return self._function(*args)
 

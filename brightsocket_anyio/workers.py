@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any, Protocol
 
 from anyio.abc import TaskGroup
 
 from .parking import Parking
 
-Job = Callable[[], Awaitable[None]]
+Job = Callable[[], Coroutine[Any, Any, None]]
+
+
+class Reading(Protocol):
+    """The reading of a session, which a worker may do that has nothing else to do."""
+
+    def receive(self) -> Awaitable[list[Any]]:
+        """Wait for what comes next. Cancelled, nothing is lost."""
+        ...
+
+    def lose(self, failure: Exception, /) -> None:
+        """Waiting has failed; raises what is a bug."""
+        ...
+
+    def take(self, received: list[Any], /) -> bool:
+        """Submit what it asks for; returns whether to go on."""
+        ...
+
+    def take_back(self) -> None:
+        """The worker reads no more: whoever has lent it has to."""
+        ...
 
 
 class Workers:
     """Runs jobs in the order they come, each at once: as many tasks as jobs block at a time, and one parked between
     them.
 
-    A worker that takes a job while others wait first calls for a second worker. If its job does not block, it takes the
-    next one itself before the second has even started, so jobs that never block share one task. That may be the scope's
-    own, which has nothing else to do: :meth:`work`.
+    A worker runs one job after the other as long as they do not block; at the moment at which one does, another worker
+    is called for, if there are more. So jobs that never block share one task. That may be the scope's own, which has
+    nothing else to do: :meth:`work`.
+
+    Between the jobs that worker may read for its session, if that lends it the reading: what a message asks for is then
+    done in the task that has read it, while all of it is in the processor's caches, where it would else take a switch
+    to another task. When a job blocks, the reading goes back at that moment.
 
     :param task_group: the scope that owns the workers; what a job raises goes to it.
     :param enter: called at the start of each worker's task, whose context comes from whoever happened to start it.
@@ -33,6 +59,11 @@ class Workers:
         #: whether somebody who has been called for is still to come
         self._coming = attended
         self._running = 0
+        #: workers beside the one that is always there
+        self._helpers = 0
+        #: whether the latest job has not blocked
+        self._swift = True
+        self._reading: Reading | None = None
         self._finishing = False
         self._stopped = False
 
@@ -41,23 +72,30 @@ class Workers:
         if self._stopped:
             return
         self._jobs.append(job)
-        self._call()
+        if not self._coming:
+            self._call()
 
     async def work(self) -> None:
         """Be a worker, and the one that is parked between the jobs, until no job runs or waits after :meth:`finish`."""
         self._enter()
-        while True:
-            await self._run_jobs()
-            # whoever has parked meanwhile sees that somebody else does, and goes
-            self._parking.wake()
-            if self._finishing and not self._running:
-                return
-            await self._parking.wait()
+        try:
+            await self._serve(attending=True)
+        finally:
+            self._return_reading()
 
     @property
     def quiet(self) -> bool:
-        """Whether no job runs, or waits."""
-        return not self._running and not self._jobs
+        """Whether no job runs, or waits, and nothing is read."""
+        return not self._running and not self._jobs and self._reading is None
+
+    @property
+    def willing(self) -> bool:
+        """Whether the worker that is always there has been called for, and is likely to be done at once."""
+        return self._coming and self._swift and not self._running and not self._helpers and not self._finishing
+
+    def lend(self, reading: Reading) -> None:
+        """Have the worker that is always there, and is :attr:`willing`, read from now on."""
+        self._reading = reading
 
     def finish(self) -> None:
         """Let :meth:`work` return when the last job is done."""
@@ -69,32 +107,79 @@ class Workers:
         self._stopped = True
         self.finish()
 
+    def _return_reading(self) -> None:
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.take_back()
+
     def _call(self) -> None:
-        if self._coming:
-            return
         self._coming = True
         if not self._parking.wake():
             self._task_group.start_soon(self._help, name="brightsocket worker")
 
     async def _help(self) -> None:
         self._enter()
+        self._helpers += 1
+        try:
+            await self._serve(attending=False)
+        finally:
+            self._helpers -= 1
+
+    async def _serve(self, *, attending: bool) -> None:
+        """All that a worker does, in one coroutine: another one for each message would take 2 % of an echo's time."""
         while True:
-            await self._run_jobs()
+            while self._jobs:
+                # whatever is submitted now has somebody, unless this job blocks
+                self._coming = True
+                coroutine = self._jobs.pop(0)()
+                self._running += 1
+                try:
+                    waited_for = coroutine.send(None)
+                except StopIteration:
+                    self._swift = True
+                else:
+                    self._swift = self._coming = False
+                    if attending:
+                        self._return_reading()
+                    if self._jobs:
+                        self._call()
+                    await _go_on(coroutine, waited_for)
+                finally:
+                    self._running -= 1
+            self._coming = False
+            if self._helpers and attending:
+                # who has parked meanwhile sees that somebody else does, and goes
+                self._parking.wake()
             if self._finishing and not self._running:
                 self._parking.wake()
                 return
-            if self._parking.taken:
+            if not attending and self._parking.taken:
                 return
-            await self._parking.wait()
-
-    async def _run_jobs(self) -> None:
-        self._coming = False
-        while self._jobs:
-            job = self._jobs.pop(0)
-            if self._jobs:
-                self._call()
-            self._running += 1
+            if self._reading is None or not attending:
+                await self._parking.wait()
+                continue
             try:
-                await job()
-            finally:
-                self._running -= 1
+                received = await self._reading.receive()
+            except Exception as exc:
+                self._reading.lose(exc)
+                received = []
+            self._coming = True
+            if not self._reading.take(received):
+                self._return_reading()
+
+
+@types.coroutine
+def _go_on(coroutine: Coroutine[Any, Any, None], waited_for: Any) -> Generator[Any, Any, None]:
+    """Await the rest of a coroutine that has begun, and waits for something (PEP 380, "Formal semantics")."""
+    while True:
+        try:
+            value = yield waited_for
+        except BaseException as exc:
+            step: Callable[[Any], Any] = coroutine.throw
+            value = exc
+        else:
+            step = coroutine.send
+        try:
+            waited_for = step(value)
+        except StopIteration:
+            return

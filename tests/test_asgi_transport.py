@@ -91,8 +91,10 @@ class TestTransport:
 
     async def test_a_packet_is_encoded_once(self) -> None:
         one, other = FakeServer(), FakeServer()
-        await one.transport().send([HELLO])
-        await other.transport().send([HELLO])
+        hello = Packet(PacketType.MESSAGE, "hello")
+        hello.share()
+        await one.transport().send([hello])
+        await other.transport().send([hello])
         assert one.sent[0]["text"] is other.sent[0]["text"]
 
     @pytest.mark.parametrize(

@@ -314,6 +314,7 @@ async def test_a_task_that_is_woken_just_as_the_session_changes_its_road_goes_on
 
     class Sink:
         full = calling = False
+        workers = None
 
         def handle(self, event: Event) -> None:
             if isinstance(event, Opened):
@@ -349,6 +350,7 @@ async def test_a_session_that_is_ending_does_not_wait_for_a_road_that_is_lost_me
 
     class Sink:
         full = calling = False
+        workers = None
 
         def handle(self, event: Event) -> None: ...
 
@@ -376,6 +378,7 @@ async def test_what_is_sent_while_the_session_is_being_cancelled_goes_nowhere() 
 
     class Sink:
         full = calling = False
+        workers = None
 
         def handle(self, event: Event) -> None: ...
 

@@ -51,9 +51,11 @@ class Packet:
     :param data: its content; bytes for a MESSAGE only.
     :raises ValueError: other packets have no bytes, and lone surrogates have no form on the wire.
     :ivar size: bytes on the wire, but for framing; every buffer counts it.
+    :ivar forms: of a packet that is sent more than once: what has been made of it for that, each under a key of its
+        own; ``None`` for any other packet.
     """
 
-    __slots__ = ("_frames", "data", "size", "type")
+    __slots__ = ("data", "forms", "size", "type")
 
     def __init__(self, type: PacketType, data: str | bytes = "") -> None:
         if isinstance(data, str):
@@ -64,14 +66,11 @@ class Packet:
             raise ValueError(f"{type.name} carries text only")
         self.type: PacketType = type
         self.data: str | bytes = data
-        self._frames: dict[Any, Any] | None = None
+        self.forms: dict[Any, Any] | None = None
 
-    @property
-    def frames(self) -> dict[Any, Any]:
-        """Finished forms of this packet, which transports keep here, each under a key of its own."""
-        if self._frames is None:
-            self._frames = {}
-        return self._frames
+    def share(self) -> None:
+        """It is about to be sent more than once."""
+        self.forms = {}
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Packet):
@@ -157,6 +156,16 @@ def length_of(packet: Packet, eio: Literal[3, 4], *, polling: bool) -> int:
 
 def encode(packet: Packet, eio: Literal[3, 4]) -> str | bytes:
     """A packet as one WebSocket message."""
+    forms = packet.forms
+    if forms is None:
+        return _encode(packet, eio)
+    message: str | bytes | None = forms.get(eio)
+    if message is None:
+        message = forms[eio] = _encode(packet, eio)
+    return message
+
+
+def _encode(packet: Packet, eio: Literal[3, 4]) -> str | bytes:
     data = packet.data
     if isinstance(data, str):
         return _DIGITS[packet.type] + data

@@ -26,7 +26,7 @@ _PLACEHOLDER = re.compile(rb'"_placeholder":(?!false|null)')
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 
-def dumps(value: Any, *, ascii: bool) -> tuple[str, list[bytes]]:
+def dumps(value: Any, ascii: bool) -> tuple[str, list[bytes]]:
     """Encode a value, which is left as it is.
 
     NaN and the infinities become null, as in JavaScript. Tuples are arrays. An integer goes through if a double holds

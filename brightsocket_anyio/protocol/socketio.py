@@ -8,6 +8,7 @@ Whatever a peer sends is decoded or is a :exc:`~brightsocket_anyio.errors.Protoc
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final, Literal
@@ -49,8 +50,6 @@ class PacketType(IntEnum):
 PacketType.__hash__ = int.__hash__  # type: ignore[method-assign]
 
 _TYPES = {str(type.value): type for type in PacketType}
-_TEXT_DIGITS = {PacketType.EVENT: "2", PacketType.ACK: "3"}
-_BINARY_DIGITS = {PacketType.EVENT: "5", PacketType.ACK: "6"}
 _BINARY = {PacketType.BINARY_EVENT: PacketType.EVENT, PacketType.BINARY_ACK: PacketType.ACK}
 
 
@@ -81,23 +80,17 @@ def encode(packet: Packet, protocol: Literal[4, 5]) -> tuple[engineio.Packet, ..
     :raises ValueError: the packet cannot be sent: its data has no form in JSON, its event's name is reserved…
     """
     kind, namespace, data = packet.type, packet.namespace, packet.data
-    prefix = "" if namespace == "/" else _encode_namespace(namespace, protocol)
     if kind is PacketType.EVENT or kind is PacketType.ACK:
-        number = _encode_id(packet)
         if not isinstance(data, (list, tuple)):
             raise ValueError(f"the data of {kind.name} must be a list, not {type(data).__qualname__}")
-        if kind is PacketType.EVENT and (problem := _event_problem(data)):
-            raise ValueError(problem)
-        text, attachments = dumps(data, ascii=protocol == 4)
-        if not attachments:
-            return (engineio.Packet(_MESSAGE, _TEXT_DIGITS[kind] + prefix + number + text),)
-        text = f"{_BINARY_DIGITS[kind]}{len(attachments)}-{prefix}{number}{text}"
-        return (
-            engineio.Packet(_MESSAGE, text),
-            *[engineio.Packet(_MESSAGE, attachment) for attachment in attachments],
-        )
+        if kind is PacketType.EVENT:
+            return encode_event(data, protocol, namespace, packet.id)
+        if packet.id is None:
+            raise ValueError("ACK must have an id")
+        return _encode_values("3", "6", data, protocol, namespace, packet.id)
     if packet.id is not None:
         raise ValueError(f"{kind.name} has no ack id")
+    prefix = "" if namespace == "/" else _encode_namespace(namespace, protocol)
     if kind is PacketType.CONNECT:
         text = "0" + _encode_connect(namespace, prefix, data, protocol)
     elif kind is PacketType.CONNECT_ERROR:
@@ -109,6 +102,37 @@ def encode(packet: Packet, protocol: Literal[4, 5]) -> tuple[engineio.Packet, ..
     else:
         raise ValueError(f"{kind.name} is a form on the wire: send EVENT or ACK")
     return (engineio.Packet(_MESSAGE, text),)
+
+
+def encode_event(
+    values: Sequence[Any], protocol: Literal[4, 5], namespace: str = "/", id: int | None = None
+) -> tuple[engineio.Packet, ...]:
+    """Encode an EVENT, which nearly every packet is: as :func:`encode` does, without a packet.
+
+    :param values: the event's name, and what goes with it.
+    :raises ValueError: as :func:`encode`.
+    """
+    if problem := _event_problem(values):
+        raise ValueError(problem)
+    return _encode_values("2", "5", values, protocol, namespace, id)
+
+
+def _encode_values(
+    digit: str, binary_digit: str, values: Sequence[Any], protocol: Literal[4, 5], namespace: str, id: int | None
+) -> tuple[engineio.Packet, ...]:
+    """Encode a list of values as the packet that one digit stands for, or with attachments the other one."""
+    prefix = "" if namespace == "/" else _encode_namespace(namespace, protocol)
+    if id is not None:
+        if not 0 <= id <= MAX_ID:
+            raise ValueError(f"the ack id {id} is out of bounds")
+        prefix += str(id)
+    text, attachments = dumps(values, protocol == 4)
+    if not attachments:
+        return (engineio.Packet(_MESSAGE, digit + prefix + text),)
+    return (
+        engineio.Packet(_MESSAGE, f"{binary_digit}{len(attachments)}-{prefix}{text}"),
+        *[engineio.Packet(_MESSAGE, attachment) for attachment in attachments],
+    )
 
 
 class Decoder:
@@ -152,12 +176,6 @@ class Decoder:
         return header
 
     def _feed_text(self, text: str) -> Packet | None:
-        if text.startswith("2["):
-            # the usual case: an event in the main namespace that wants no answer
-            data = loads(text[1:])
-            if problem := _event_problem(data):
-                raise ProtocolError(problem)
-            return Packet(PacketType.EVENT, "/", data)
         kind = _TYPES.get(text[:1])
         if kind is None:
             raise ProtocolError("a packet of an unknown type")
@@ -204,23 +222,24 @@ class Decoder:
         return match.end(), count
 
 
-def _event_problem(data: list[Any] | tuple[Any, ...]) -> str | None:
+def decode_event(text: str) -> list[Any]:
+    """Read the text of the usual packet, which begins with ``2[``: an EVENT in the main namespace that wants no answer.
+
+    :returns: a list that begins with the event's name.
+    :raises ProtocolError: as :meth:`Decoder.feed`.
+    """
+    data: list[Any] = loads(text[1:])
+    if problem := _event_problem(data):
+        raise ProtocolError(problem)
+    return data
+
+
+def _event_problem(data: Sequence[Any]) -> str | None:
     if not data or not isinstance(data[0], str):
         return "an event's name must be a text"
     if data[0] in RESERVED:
         return f"the event name {data[0]!r} is reserved"
     return None
-
-
-def _encode_id(packet: Packet) -> str:
-    id = packet.id
-    if id is None:
-        if packet.type is PacketType.ACK:
-            raise ValueError("ACK must have an id")
-        return ""
-    if not 0 <= id <= MAX_ID:
-        raise ValueError(f"the ack id {id} is out of bounds")
-    return str(id)
 
 
 def _encode_namespace(namespace: str, protocol: Literal[4, 5]) -> str:

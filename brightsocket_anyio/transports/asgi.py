@@ -19,7 +19,6 @@ from ..protocol.engineio import Packet, decode, encode
 from ..settings import Settings
 from ..transport import Headers, Message, Receive, Scope, Send
 
-_KEYS = {3: "asgi message 3", 4: "asgi message 4"}
 _UVICORN = {
     "uvicorn.protocols.websockets.websockets_sansio_impl",
     "uvicorn.protocols.websockets.wsproto_impl",
@@ -38,9 +37,10 @@ class ASGIWebSocketTransport:
         self._asgi_receive = receive
         self._asgi_send = send
         self._eio = eio
-        self._key = _KEYS[eio]
         self._settings = settings
         self._lock = anyio.Lock(fast_acquire=True)
+        self._limit = settings.max_payload
+        #: where sending may be tried at once; ``None`` when nothing can be sent any more, too
         self._writable = _writable_of(send)
         self._sending = anyio.CancelScope()
         self._closed = False
@@ -64,14 +64,7 @@ class ASGIWebSocketTransport:
     def send_nowait(self, packets: Sequence[Packet]) -> bool:
         """Where the server is one whose ``send`` has nothing to wait for, it need not be waited for: a task switch is
         two thirds of what an echo costs there."""
-        if (
-            self._writable is None
-            or len(packets) != 1
-            or self._closed
-            or self._end is not None
-            or not self._writable.is_set()
-            or self._lock.locked()
-        ):
+        if self._writable is None or len(packets) != 1 or not self._writable.is_set() or self._lock.locked():
             return False
         sending = cast("Coroutine[Any, Any, None]", self._asgi_send(self._message(packets[0])))
         try:
@@ -79,10 +72,10 @@ class ASGIWebSocketTransport:
         except StopIteration:
             return True
         except Exception as exc:
-            self._end = ConnectionLost("transport error", f"{type(exc).__name__}: {exc}")
+            self._finish(ConnectionLost("transport error", f"{type(exc).__name__}: {exc}"))
             return False
         sending.close()
-        self._end = ConnectionLost("transport error", "the server waited where it never did")
+        self._finish(ConnectionLost("transport error", "the server waited where it never did"))
         return False
 
     @property
@@ -97,14 +90,21 @@ class ASGIWebSocketTransport:
         try:
             message = await self._asgi_receive()
         except Exception as exc:
-            self._end = ConnectionLost("transport error", f"{type(exc).__name__}: {exc}")
-            raise fresh(self._end) from exc
+            raise self._finish(ConnectionLost("transport error", f"{type(exc).__name__}: {exc}")) from exc
         if self._closed:
             raise anyio.ClosedResourceError
-        if message["type"] == "websocket.receive":
-            return [self._packet(message)]
-        self._end = _end(message.get("code", 1005), message.get("reason") or "")
-        raise fresh(self._end)
+        if message["type"] != "websocket.receive":
+            raise self._finish(_end(message.get("code", 1005), message.get("reason") or ""))
+        content: str | bytes | None = message.get("text")
+        if content is None:
+            content = message["bytes"]
+        try:
+            if 4 * len(content) > self._limit and _is_longer(content, self._limit):
+                raise _TooBig("message too big")
+            return [decode(content, self._eio)]
+        except ProtocolError as exc:
+            self._finish(fresh(exc))
+            raise
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close the WebSocket. Idempotent.
@@ -115,6 +115,7 @@ class ASGIWebSocketTransport:
             await checkpoint()
             return
         self._closed = True
+        self._writable = None
         if isinstance(self._end, _TooBig):
             code, reason = 1009, str(self._end)
         if self._end is not None and not isinstance(self._end, ProtocolError):
@@ -131,9 +132,7 @@ class ASGIWebSocketTransport:
             self._sending.cancel()
 
     def _message(self, packet: Packet) -> Message:
-        message: str | bytes | None = packet.frames.get(self._key)
-        if message is None:
-            message = packet.frames[self._key] = encode(packet, self._eio)
+        message = encode(packet, self._eio)
         return {"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message}
 
     async def _send(self, message: Message) -> None:
@@ -145,28 +144,20 @@ class ASGIWebSocketTransport:
                 await self._asgi_send(message)
                 sent = True
         except Exception as exc:
-            self._end = ConnectionLost("transport error", f"{type(exc).__name__}: {exc}")
-            raise fresh(self._end) from exc
+            raise self._finish(ConnectionLost("transport error", f"{type(exc).__name__}: {exc}")) from exc
         except anyio.get_cancelled_exc_class():
-            self._end = ConnectionLost("transport error", "a message was cancelled half way")
+            self._finish(ConnectionLost("transport error", "a message was cancelled half way"))
             raise
         if not sent:
             if self._closed:
                 raise anyio.ClosedResourceError
-            self._end = ConnectionLost("stalled", f"the peer took no bytes for {patience:g} seconds")
-            raise fresh(self._end)
+            raise self._finish(ConnectionLost("stalled", f"the peer took no bytes for {patience:g} seconds"))
 
-    def _packet(self, message: Message) -> Packet:
-        content: str | bytes | None = message.get("bytes")
-        if content is None:
-            content = message["text"]
-        try:
-            if _is_longer(content, self._settings.max_payload):
-                raise _TooBig("message too big")
-            return decode(content, self._eio)
-        except ProtocolError as exc:
-            self._end = fresh(exc)
-            raise
+    def _finish(self, end: Exception) -> Exception:
+        """Nothing can be sent or received any more; returns what says so."""
+        self._end = end
+        self._writable = None
+        return fresh(end)
 
 
 class ASGIWebSocketRequest:

@@ -28,11 +28,14 @@ class Sieve:
     :ivar closed: everything is the core's: the message that it is at has more fragments to come.
     """
 
-    __slots__ = ("_head", "_longest", "_mask", "_owed", "_rest", "closed")
+    __slots__ = ("_head", "_longest", "_mask", "_overhead", "_owed", "_rest", "_shortest", "closed")
 
     def __init__(self, *, masked: bool, max_size: int) -> None:
         self._mask = 0x80 if masked else 0
         self._longest = min(LONGEST, max_size)
+        #: bytes of a text whose length stands in the second byte, and of what is before it
+        self._shortest = min(125, self._longest)
+        self._overhead = 6 if masked else 2
         #: the beginning of a frame that is not all there
         self._rest = b""
         #: what the core has of a frame whose head is not all there
@@ -40,6 +43,26 @@ class Sieve:
         #: bytes to come of a frame that is the core's
         self._owed = 0
         self.closed: bool = False
+
+    def take(self, data: bytes) -> str | None:
+        """What was read as one text, if it is just that, and nothing was before it that it belongs to; else it is for
+        :meth:`split`. The usual case, at a third of the time."""
+        size = len(data) - self._overhead
+        if (
+            not 0 <= size <= self._shortest
+            or data[0] != _TEXT
+            or data[1] != self._mask | size
+            or self._rest
+            or self._head
+            or self._owed
+            or self.closed
+        ):
+            return None
+        payload = apply_mask(data[6:], data[2:6]) if self._mask else data[2:]
+        try:
+            return str(payload, "utf-8")
+        except UnicodeDecodeError:
+            return None
 
     def split(self, data: bytes) -> Iterator[str | bytes]:
         """Take what was read: a text is a whole message, bytes are whole frames, or parts of one, for the core.

@@ -38,6 +38,11 @@ COMPRESSED_FROM = 1024
 #: what a byte stream raises when it, or its peer, is gone; errors of TLS are OSErrors
 STREAM_ERRORS = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError)
 _FRAME_KEYS = {3: "websocket frame 3", 4: "websocket frame 4"}
+#: the head of an unmasked text by its length (RFC 6455, section 5.2: FIN, the opcode, the length)
+_SHORT_TEXT = [bytes((0x80 | Opcode.TEXT, length)) for length in range(126)]
+
+# a global is found in a fifth of the time that an enumeration's member takes
+_OPEN = State.OPEN
 
 #: where the core logs; at the level DEBUG it logs every frame
 _core_logger = logging.getLogger(f"{__name__}.frames")
@@ -103,9 +108,9 @@ def frame_of(message: str | bytes) -> bytes:
     """A message as one unmasked, uncompressed WebSocket frame, as a server sends it."""
     if isinstance(message, str):
         data = message.encode()
-        if len(data) < 126:
-            # the usual case, at a third of the time (RFC 6455, section 5.2: FIN, the opcode, the length)
-            return bytes((0x80 | Opcode.TEXT, len(data))) + data
+        if len(data) < len(_SHORT_TEXT):
+            # the usual case, at a third of the time
+            return _SHORT_TEXT[len(data)] + data
         return Frame(Opcode.TEXT, data).serialize(mask=False)
     return Frame(Opcode.BINARY, message).serialize(mask=False)
 
@@ -147,7 +152,7 @@ class WebSocket:
         self._head = head
         #: what a write that did not wait has left, to be written before anything else
         self._tail = b""
-        self._reading = anyio.ResourceGuard("receiving from")
+        self._receiving = False
         #: set when nothing more will be received: the peer's Close, a failure, or the end of the stream
         self._ended: anyio.Event | None = None
         self._leading = leading
@@ -214,7 +219,7 @@ class WebSocket:
             write is None
             or self._tail
             or self._core.writes
-            or self._core.state is not State.OPEN
+            or self._core.state is not _OPEN
             or self._closed
             or self._lost is not None
             or self._end is not None
@@ -285,7 +290,8 @@ class WebSocket:
         :raises ConnectionLost: the peer is gone.
         :raises ProtocolError: the peer sent something invalid and was sent the close code for it.
         """
-        with self._reading:
+        self._begin_to_receive()
+        try:
             while True:
                 if self._closed:
                     raise anyio.ClosedResourceError
@@ -299,6 +305,13 @@ class WebSocket:
                 if self._lost is not None:
                     raise fresh(self._lost)
                 await self._read()
+        finally:
+            self._receiving = False
+
+    def _begin_to_receive(self) -> None:
+        if self._receiving:
+            raise anyio.BusyResourceError("receiving from")
+        self._receiving = True
 
     async def _read(self) -> None:
         """Read once; afterwards there are messages, answers to write, the end, or none of them yet."""
@@ -319,6 +332,9 @@ class WebSocket:
                 return
         if self._sieve is None:
             self._feed(data)
+            return
+        if (text := self._sieve.take(data)) is not None:
+            self._received.append(text)
             return
         for part in self._sieve.split(data):
             if isinstance(part, str):
@@ -453,16 +469,19 @@ class WebSocket:
         if core.side is Side.SERVER and isinstance(self._end, ProtocolError):
             # with input unread, closing would reset the connection, and the peer might never see the Close frame
             await self._half_close()
-        try:
-            with self._reading:
-                while not self._over:
-                    await self._read()
-                    self._received.clear()
-                    core.data_to_send()
-        except anyio.BusyResourceError:
+        if self._receiving:
             if self._end is None:
                 self._ended = self._ended or anyio.Event()
                 await self._ended.wait()
+            return
+        self._begin_to_receive()
+        try:
+            while not self._over:
+                await self._read()
+                self._received.clear()
+                core.data_to_send()
+        finally:
+            self._receiving = False
 
     @property
     def _is_done(self) -> bool:
@@ -514,15 +533,16 @@ class StreamTransport:
         return self._websocket.flushed
 
     def _frames(self, packets: Sequence[Packet]) -> list[bytes]:
-        key = self._frame_key
-        frames = []
-        for packet in packets:
-            kept = packet.frames
-            frame = kept.get(key)
-            if frame is None:
-                frame = kept[key] = frame_of(encode(packet, self._eio))
-            frames.append(frame)
-        return frames
+        return [self._frame(packet) for packet in packets]
+
+    def _frame(self, packet: Packet) -> bytes:
+        forms = packet.forms
+        if forms is None:
+            return frame_of(encode(packet, self._eio))
+        frame: bytes | None = forms.get(self._frame_key)
+        if frame is None:
+            frame = forms[self._frame_key] = frame_of(encode(packet, self._eio))
+        return frame
 
     async def receive(self) -> list[Packet]:
         if self._error is not None:

@@ -29,7 +29,6 @@ from ..transport import Headers, Scope
 
 #: bytes that a Close frame has room for, beside its code
 _MAX_REASON = 123
-_MESSAGE_KEYS = {3: "trio message 3", 4: "trio message 4"}
 #: bytes of one read
 _READ_SIZE = 65_536
 #: characters of a refusal's body that a :exc:`HandshakeError` quotes
@@ -183,7 +182,6 @@ class TrioWebSocketTransport:
     def __init__(self, connection: trio_websocket.WebSocketConnection, eio: Literal[3, 4], settings: Settings) -> None:
         self._connection = connection
         self._eio = eio
-        self._key = _MESSAGE_KEYS[eio]
         self._settings = settings
         self._closed = False
         self._too_big = False
@@ -202,10 +200,7 @@ class TrioWebSocketTransport:
                 raise anyio.ClosedResourceError
             if self._lost is not None:
                 raise fresh(self._lost)
-            message: str | bytes | None = packet.frames.get(self._key)
-            if message is None:
-                message = packet.frames[self._key] = encode(packet, self._eio)
-            await self._send(message)
+            await self._send(encode(packet, self._eio))
 
     async def _send(self, message: str | bytes) -> None:
         # before anything of it is sent: the connection can still be closed in an orderly way

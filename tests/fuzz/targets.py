@@ -130,7 +130,7 @@ def _live(automaton: Automaton, lines: Sequence[bytes]) -> None:
                 automaton.refuse(event.namespace, now, "no")
             elif isinstance(event, Identifying) and automaton.stay("/") is Stay.IDENTIFYING:
                 automaton.accept("/", now, "id")
-        assert all(reply.type in (PacketType.PING, PacketType.PONG) for reply in automaton.replies())
+        assert all(reply.type in (PacketType.PING, PacketType.PONG) for reply in automaton.take_replies())
         assert len(automaton._stays) <= _SETTINGS.max_namespaces
         assert automaton.road is Road.CLOSED or automaton.deadline < float("inf")
 

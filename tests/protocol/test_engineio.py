@@ -44,8 +44,10 @@ packets = text_packets | st.builds(Packet, st.just(MESSAGE), st.binary())
 
 def test_a_packet_is_its_type_and_data() -> None:
     packet = Packet(MESSAGE, "a")
-    packet.frames["some transport"] = b"a frame"
-    assert packet.frames == {"some transport": b"a frame"}
+    assert packet.forms is None
+    packet.share()
+    assert encode(packet, 4) is encode(packet, 4)
+    assert packet.forms == {4: "4a"}
     assert packet == Packet(MESSAGE, "a")
     assert hash(packet) == hash(Packet(MESSAGE, "a"))
     assert packet != Packet(PING, "a")

@@ -620,10 +620,10 @@ class TestHeartbeat:
         for now in (25, 50, 75):
             assert automaton.deadline == now
             assert automaton.expire(now) is None
-            assert automaton.replies() == [PING]
+            assert automaton.take_replies() == [PING]
             assert automaton.deadline == now + 20
             assert automaton.receive(PONG, now + 1) is None
-            assert automaton.replies() == []
+            assert automaton.take_replies() == []
 
     @pytest.mark.parametrize(("side", "eio"), PINGING)
     def test_a_ping_without_an_answer(self, side: Side, eio: EIO) -> None:
@@ -649,7 +649,7 @@ class TestHeartbeat:
         for now in (30, 70, 110):
             assert automaton.expire(now) is None
             assert automaton.receive(PING, now) is None
-            assert automaton.replies() == [PONG]
+            assert automaton.take_replies() == [PONG]
             assert automaton.deadline == now + 45
         ended = automaton.expire(155)
         assert isinstance(ended, Ended)
@@ -658,7 +658,7 @@ class TestHeartbeat:
     def test_an_answer_echoes(self) -> None:
         automaton = joined(Side.SERVER, 3)
         automaton.receive(Packet(PacketType.PING, "probe"), 0)
-        assert automaton.replies() == [Packet(PacketType.PONG, "probe")]
+        assert automaton.take_replies() == [Packet(PacketType.PONG, "probe")]
 
     @pytest.mark.parametrize(
         ("side", "eio", "packet"), [(*each, PING) for each in PINGING] + [(*each, PONG) for each in ANSWERING]
@@ -680,7 +680,7 @@ class TestHeartbeat:
         for _ in range(1000):
             automaton.receive(packet, 1)
         assert len(automaton._timers) == 1
-        assert len(automaton.replies()) == (0 if packet is PONG else 1000)
+        assert len(automaton.take_replies()) == (0 if packet is PONG else 1000)
 
 
 class TestHolding:
@@ -692,12 +692,12 @@ class TestHolding:
         assert automaton.held
         assert automaton.deadline == 10
         assert automaton.expire(10) is None
-        assert automaton.replies() == [PONG]
+        assert automaton.take_replies() == [PONG]
         assert automaton.deadline == 20
         automaton.resume(15)
         # reading again: silence counts from now on, and one more pong does no harm
         assert automaton.expire(20) is None
-        assert automaton.replies() == [PONG]
+        assert automaton.take_replies() == [PONG]
         assert automaton.deadline == 60
 
     @pytest.mark.parametrize(("side", "eio"), ANSWERING)
@@ -710,7 +710,7 @@ class TestHolding:
             while automaton.deadline < stalled:
                 pongs.append(automaton.deadline)
                 assert automaton.expire(automaton.deadline) is None
-                assert automaton.replies() == [PONG]
+                assert automaton.take_replies() == [PONG]
             for ping in range(began, int(stalled - SETTINGS.ping_timeout / 2)):
                 # half of the ping timeout is for the way
                 assert any(ping < pong <= ping + SETTINGS.ping_timeout / 2 for pong in pongs)
@@ -722,7 +722,7 @@ class TestHolding:
         for now in range(1, 250):
             automaton.hold(now)
             automaton.expire(now)
-            pongs += len(automaton.replies())
+            pongs += len(automaton.take_replies())
             automaton.resume(now)
         assert 22 <= pongs <= 26
 
@@ -732,16 +732,16 @@ class TestHolding:
         automaton.hold(10)
         automaton.resume(11)
         automaton.receive(PING, 20)
-        assert automaton.replies() == [PONG]
+        assert automaton.take_replies() == [PONG]
         assert automaton.expire(29) is None
-        assert automaton.replies() == []
+        assert automaton.take_replies() == []
 
     @pytest.mark.parametrize(("side", "eio"), PINGING)
     def test_it_still_pings_and_expects_nothing(self, side: Side, eio: EIO) -> None:
         automaton = joined(side, eio)
         automaton.hold(10)
         assert automaton.expire(25) is None
-        assert automaton.replies() == [PING]
+        assert automaton.take_replies() == [PING]
         assert automaton.deadline == 50
 
     @pytest.mark.parametrize(("side", "eio"), PINGING + ANSWERING)
@@ -906,7 +906,7 @@ def test_any_packets_are_taken_or_are_a_protocol_error(side: Side, eio: EIO, pac
             automaton.receive(packet, now)
         except ProtocolError:
             return
-        for reply in automaton.replies():
+        for reply in automaton.take_replies():
             assert reply.type is PacketType.PONG
 
 
@@ -925,7 +925,7 @@ class Sessions(RuleBasedStateMachine):
     def client_reads(self) -> None:
         for packet in self.to_client:
             self.client.receive(packet, self.now)
-            self.to_server += self.client.replies()
+            self.to_server += self.client.take_replies()
         self.to_client.clear()
 
     @rule()
@@ -977,7 +977,7 @@ class Sessions(RuleBasedStateMachine):
                     for unit in self.server.refuse("/", self.now, "late"):
                         self.to_client += unit
                 assert not isinstance(taken, Ended) or taken.code == "connect timeout"
-        self.to_client += self.server.replies()
+        self.to_client += self.server.take_replies()
 
     @invariant()
     def nothing_came_due_unnoticed(self) -> None:

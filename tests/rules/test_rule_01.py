@@ -16,6 +16,7 @@ from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint
 
 from brightsocket_anyio import Brightsocket, Connection, ConnectionLost, Refused, open_client
+from brightsocket_anyio.protocol.state import Action
 
 from ..support import (
     PATIENCE,
@@ -319,7 +320,7 @@ async def test_what_comes_while_a_scope_is_being_cancelled_starts_nothing_in_it(
                             try:
                                 await anyio.sleep_forever()
                             finally:
-                                core.deliver("ACTION", (), None, 1)
+                                core.deliver(Action("/", "ACTION", (), None, 1))
 
                         async with anyio.create_task_group() as inside:
                             for task_group in (inside, client._task_group):
