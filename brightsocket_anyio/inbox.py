@@ -181,14 +181,15 @@ class Inbox:
 
     def attach(self, action: str, receiver: Receiver) -> None:
         """Add a receiver to an action; it gets what waits for the action first."""
+        receiver.inbox, receiver.action = self, action
         lane = self._lanes.get(action)
         if lane is None:
             lane = self._lanes[action] = self._new_lane(action)
-        if not lane.receivers:
-            self._count(-len(lane.waiting.items), -lane.waiting.size)
+        waiting = lane.waiting
+        if waiting.items and not lane.receivers:
+            self._count(-len(waiting.items), -waiting.size)
         lane.receivers.append(receiver)
-        receiver.inbox, receiver.action = self, action
-        if lane.waiting.items:
+        if waiting.items:
             self._pump(lane)
 
     def detach(self, receiver: Receiver) -> None:

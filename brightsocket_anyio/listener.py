@@ -14,6 +14,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, Literal, Protocol
@@ -22,6 +23,7 @@ from urllib.parse import unquote
 import anyio
 import anyio.abc
 import h11
+import trio
 from anyio.lowlevel import checkpoint
 from anyio.streams.stapled import MultiListener
 from anyio.streams.tls import TLSAttribute, TLSListener
@@ -35,10 +37,11 @@ from websockets.server import ServerProtocol
 
 from .asgi import BodyPatience
 from .errors import ConnectionLost, ProtocolError
+from .opening import Opening, answer_head, read_opening
 from .settings import Settings
 from .transport import Headers as HeaderList
 from .transport import Message, Receive, Scope, Send, WebSocketRequest
-from .transports.sockets import acceptor_of
+from .transports.sockets import acceptor_of, receive_nowait
 from .transports.stream import READ_SIZE, STREAM_ERRORS, StreamTransport, WebSocket, describe, open_core, send_all
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -53,6 +56,8 @@ _ACCEPT_PAUSE = 0.1
 
 _SERVER = b"brightsocket"
 _UPGRADE_REFUSED: list[tuple[bytes, bytes]] = [(b"content-type", b"application/json")]
+
+_ALLOWED = contextlib.nullcontext(True)
 
 
 class Door(Protocol):
@@ -97,9 +102,10 @@ async def serve_listener(listener: anyio.abc.Listener[Any], door: Door, host: Ho
     service = Service(door, host, settings)
     slots = _Slots(settings)
     try:
-        async with anyio.create_task_group() as connections:
+        async with anyio.create_task_group() as connections, _open_tasks() as tasks:
             async with anyio.create_task_group() as accepting:
-                accepting.start_soon(_gated(listener, slots).serve, service.serve, connections)
+                gated = _gated(listener, slots, tasks.start_soon)
+                accepting.start_soon(gated.serve, service.serve, connections)
                 await host.stopping.wait()
                 accepting.cancel_scope.cancel()
             await listener.aclose()
@@ -111,6 +117,11 @@ async def serve_listener(listener: anyio.abc.Listener[Any], door: Door, host: Ho
             await listener.aclose()
 
 
+def _open_tasks() -> AbstractAsyncContextManager[anyio.abc.TaskGroup | trio.Nursery]:
+    """A task group for many small tasks: the handle that AnyIO makes for each is a twentieth of what a client costs."""
+    return trio.open_nursery() if trio.lowlevel.in_trio_task() else anyio.create_task_group()
+
+
 class _Slots:
     """Room for connections, in all and by address."""
 
@@ -119,34 +130,38 @@ class _Slots:
         self._each = settings.max_connections_per_address
         self._by_address: Counter[str] = Counter()
 
-    @contextlib.contextmanager
-    def taken(self, stream: anyio.abc.ByteStream) -> Iterator[bool]:
+    def taken(self, stream: anyio.abc.ByteStream) -> AbstractContextManager[bool]:
         """Hold a place for a connection's address; says whether there was one. UNIX sockets have none."""
-        peer = None if self._each is None else _attribute(stream, anyio.abc.SocketAttribute.remote_address)
-        if self._each is None or not isinstance(peer, tuple):
-            yield True
-            return
-        host = peer[0]
+        if self._each is None:
+            return _ALLOWED
+        peer = _attribute(stream, anyio.abc.SocketAttribute.remote_address)
+        return self._counted(peer[0], self._each) if isinstance(peer, tuple) else _ALLOWED
+
+    @contextlib.contextmanager
+    def _counted(self, host: str, most: int) -> Iterator[bool]:
         self._by_address[host] += 1
         try:
-            yield self._by_address[host] <= self._each
+            yield self._by_address[host] <= most
         finally:
             self._by_address[host] -= 1
             if not self._by_address[host]:
                 del self._by_address[host]
 
 
-def _gated(listener: anyio.abc.Listener[Any], slots: _Slots) -> anyio.abc.Listener[Any]:
-    """The same listener, accepting no more connections at a time than there are slots."""
+def _gated(listener: anyio.abc.Listener[Any], slots: _Slots, start: Callable[..., Any]) -> anyio.abc.Listener[Any]:
+    """The same listener, accepting no more connections at a time than there are slots.
+
+    :param start: starts the task of each.
+    """
     if isinstance(listener, MultiListener):
-        return MultiListener([_gated(each, slots) for each in listener.listeners])
+        return MultiListener([_gated(each, slots, start) for each in listener.listeners])
     if isinstance(listener, TLSListener):
-        inner = _gated(listener.listener, slots)
+        inner = _gated(listener.listener, slots, start)
         if type(listener) is not TLSListener:
             return dataclasses.replace(listener, listener=inner)
         return _TLSListener(inner, listener.ssl_context, listener.standard_compatible, listener.handshake_timeout)
     if isinstance(listener, anyio.abc.SocketListener):
-        return _Gate(listener, slots)
+        return _Gate(listener, slots, start)
     return listener
 
 
@@ -164,20 +179,23 @@ class _TLSListener(TLSListener):
 
 
 class _Gate(anyio.abc.Listener[anyio.abc.ByteStream]):
-    def __init__(self, listener: anyio.abc.SocketListener, slots: _Slots) -> None:
+    def __init__(self, listener: anyio.abc.SocketListener, slots: _Slots, start: Callable[..., Any]) -> None:
         self._listener = listener
         self._accept_one = acceptor_of(listener)
         self._slots = slots
+        self._start = start
         # the connections that it accepts have it from there
         raw = listener.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 (Django's is another)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
 
     async def serve(self, handler: Any, task_group: anyio.abc.TaskGroup | None = None) -> None:
-        assert task_group is not None
         while True:
-            await self._slots.all.acquire()
+            try:
+                self._slots.all.acquire_nowait()
+            except anyio.WouldBlock:
+                await self._slots.all.acquire()
             stream = await self._accept()
-            task_group.start_soon(self._serve_one, handler, stream, name="connection")
+            self._start(self._serve_one, handler, stream, name="connection")
             # which would otherwise live on with its errors, and with their frames, until the next one comes
             del stream
 
@@ -239,11 +257,7 @@ class Service:
         try:
             yield
         finally:
-            self.keep(scope)
-
-    def keep(self, scope: anyio.CancelScope) -> None:
-        """Draining leaves this scope alone from now on."""
-        self._waiting.pop(scope, None)
+            del self._waiting[scope]
 
     def wake_all(self) -> None:
         """End every wait whose event has come."""
@@ -274,12 +288,15 @@ class _Connection:
     def __init__(self, stream: anyio.abc.ByteStream, service: Service) -> None:
         self.stream = stream
         self.service = service
-        self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=service.settings.max_head_size)
+        #: what was read before there was an h11 connection
+        self._first = b""
+        self._opening: Opening | None = None
+        self._http: h11.Connection | None = None
         #: the peer sends no more; it may still read
         self.eof = False
         #: nothing more can be written
         self.lost = False
-        self._writing = anyio.Lock(fast_acquire=True)
+        self._writing: anyio.Lock | None = None
         self._bodiless = False
         self._pipelined = 0
         # once, since AnyIO asks the system for all of them each time
@@ -295,9 +312,14 @@ class _Connection:
         linger = False
         upgrade: _Upgrade | None = None
         try:
-            fresh = True
-            while (request := await self._next_request(fresh)) is not None:
-                fresh = False
+            self._first = await self._begin()
+            if not self._first:
+                return None
+            self._opening = read_opening(self._first, self.service.settings)
+            if self._opening is not None:
+                upgrade = self._open(self._opening)
+                return upgrade
+            while (request := await self._next_request()) is not None:
                 headers = [(bytes(name), bytes(value)) for name, value in request.headers]
                 self._check(request, headers)
                 if _wants_websocket(request, headers):
@@ -318,15 +340,37 @@ class _Connection:
 
     # -- input and output
 
+    @property
+    def http(self) -> h11.Connection:
+        """Made where it is needed, which it mostly is not; then it has seen what has been read."""
+        if self._http is None:
+            self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=self.service.settings.max_head_size)
+            self._http.receive_data(self._first)
+            self._first = b""
+            if self._opening is not None:
+                while not isinstance(self._http.next_event(), h11.EndOfMessage):
+                    pass
+        return self._http
+
+    @property
+    def leading(self) -> bytes:
+        """What has come after the request."""
+        if self._http is None and self._opening is not None:
+            return self._opening.leading
+        return self.http.trailing_data[0]
+
     async def read(self) -> bytes:
         """Read once, into h11's buffer too; empty when the peer sends no more."""
-        try:
-            data = await self.stream.receive(READ_SIZE)
-        except STREAM_ERRORS:
-            data = b""
-            self.eof = True
+        data = await self._receive()
         self.http.receive_data(data)
         return data
+
+    async def _receive(self) -> bytes:
+        try:
+            return await self.stream.receive(READ_SIZE)
+        except STREAM_ERRORS:
+            self.eof = True
+            return b""
 
     async def wait_gone(self) -> None:
         """Wait until the peer sends no more; what it sends meanwhile is kept, as far as that is little."""
@@ -339,6 +383,8 @@ class _Connection:
         """:raises ConnectionLost: the peer is gone, or takes nothing for the stall timeout."""
         # an application that sends and sends to a peer that takes it all would keep everybody else waiting
         await checkpoint()
+        if self._writing is None:
+            self._writing = anyio.Lock(fast_acquire=True)
         async with self._writing:
             if self.lost:
                 raise ConnectionLost("transport error", "the connection was lost earlier")
@@ -384,31 +430,37 @@ class _Connection:
 
     # -- requests
 
-    async def _next_request(self, fresh: bool) -> h11.Request | None:
+    async def _begin(self) -> bytes:
+        """The first bytes; empty when none come."""
+        # whoever connects has mostly sent them by now
+        data = b"" if self.service.drained else receive_nowait(self.stream, READ_SIZE)
+        return data or await self._wait(self.service.settings.head_timeout)
+
+    async def _wait(self, patience: float) -> bytes:
+        """Wait for a request to begin: its first bytes; empty when none come."""
+        with anyio.CancelScope() as scope, self.service.waiting(scope, self.service.host.drained):
+            scope.deadline = anyio.current_time() + patience
+            return await self._receive()
+        return b""
+
+    async def _next_request(self) -> h11.Request | None:
         """Wait for a request: ``None`` when there will be none."""
         self._bodiless = False
         self._pipelined = len(self.http.trailing_data[0])
-        begun = self._pipelined > 0
         settings = self.service.settings
-        patience = settings.head_timeout if fresh or begun else settings.keep_alive_timeout
-        with anyio.CancelScope() as scope, self.service.waiting(scope, self.service.host.drained):
-            scope.deadline = anyio.current_time() + patience
-            while True:
-                if begun:
-                    self.service.keep(scope)
-                event = self._next_event()
-                if isinstance(event, h11.Request):
-                    return event
-                if event is not h11.NEED_DATA:
-                    return None
-                if await self.read() and not begun:
-                    begun = True
-                    scope.deadline = anyio.current_time() + settings.head_timeout
-                if self.eof and begun:
-                    return None
-        if begun and not self.eof:
+        if not self._pipelined:
+            data = await self._wait(settings.keep_alive_timeout)
+            if not data:
+                return None
+            self.http.receive_data(data)
+        event = self._next_event()
+        if event is h11.NEED_DATA:
+            with anyio.move_on_after(settings.head_timeout):
+                while event is h11.NEED_DATA and await self.read():
+                    event = self._next_event()
+        if event is h11.NEED_DATA and not self.eof:
             raise _BadRequest(408, "the request's headers took too long")
-        return None
+        return event if isinstance(event, h11.Request) else None
 
     def _next_event(self) -> Any:
         try:
@@ -429,20 +481,22 @@ class _Connection:
     async def _answer(self, request: h11.Request, headers: HeaderList) -> bool:
         """Have a request answered; returns whether another one may follow."""
         exchange = _Exchange(self, request.method)
-        await exchange.run(self._scope(request, headers))
+        scope = self._scope(request.target, headers, request.http_version)
+        scope["type"] = "http"
+        scope["method"] = request.method.decode("latin-1").upper()
+        scope["scheme"] = "https" if self._secure else "http"
+        scope["extensions"] = {}
+        await exchange.run(scope)
         return exchange.finish()
 
-    def _scope(self, request: h11.Request, headers: HeaderList) -> Scope:
-        target = request.target
+    def _scope(self, target: bytes, headers: HeaderList, version: bytes = b"1.1") -> Scope:
+        """What the scopes of HTTP and of WebSockets have in common."""
         if target.startswith((b"http://", b"https://")):  # as proxies ask
             target = b"/" + target.partition(b"://")[2].partition(b"/")[2]
         path, _, query = target.partition(b"?")
         return {
-            "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
-            "http_version": request.http_version.decode(),
-            "method": request.method.decode("latin-1").upper(),
-            "scheme": "https" if self._secure else "http",
+            "http_version": version.decode(),
             "path": unquote(path.decode("latin-1")),
             "raw_path": path,
             "query_string": query,
@@ -451,8 +505,20 @@ class _Connection:
             "client": self._client,
             "server": self._server,
             "state": {},
-            "extensions": {},
         }
+
+    def _open(self, opening: Opening) -> _Upgrade:
+        """Begin a WebSocket handshake that was understood at sight."""
+        scope = self._websocket_scope(opening.target, opening.headers, [])
+        return _Upgrade(self, scope, (), answer_head(opening.accept, _date()))
+
+    def _websocket_scope(self, target: bytes, headers: HeaderList, subprotocols: list[str]) -> Scope:
+        scope = self._scope(target, headers)
+        scope["type"] = "websocket"
+        scope["scheme"] = "wss" if self._secure else "ws"
+        scope["subprotocols"] = subprotocols
+        scope["extensions"] = {"websocket.http.response": {}}
+        return scope
 
     async def _upgrade(self, request: h11.Request, headers: HeaderList) -> _Upgrade | None:
         """Begin a WebSocket handshake, or turn it down."""
@@ -470,18 +536,14 @@ class _Connection:
             return None
         if not isinstance(self._next_event(), h11.EndOfMessage):
             raise _BadRequest(400, "a WebSocket handshake has no body")
-        scope = self._scope(request, headers)
-        del scope["method"]
-        scope["type"] = "websocket"
-        scope["scheme"] = "wss" if scope["scheme"] == "https" else "ws"
-        scope["subprotocols"] = [
+        subprotocols = [
             word.strip()
             for value in decoded.get_all("Sec-WebSocket-Protocol")
             for word in value.split(",")
             if word.strip()
         ]
-        scope["extensions"] = {"websocket.http.response": {}}
-        return _Upgrade(self, scope, extensions, answer)
+        scope = self._websocket_scope(request.target, headers, subprotocols)
+        return _Upgrade(self, scope, extensions, answer.serialize().removesuffix(b"\r\n"))
 
 
 class _Upgrade:
@@ -489,15 +551,13 @@ class _Upgrade:
 
     at_home: bool = True
 
-    def __init__(
-        self, connection: _Connection, scope: Scope, extensions: Sequence[Extension], answer: Response
-    ) -> None:
+    def __init__(self, connection: _Connection, scope: Scope, extensions: Sequence[Extension], answer: bytes) -> None:
         self.scope = scope
         self.answered = False
         self._stream = connection.stream
         self._service = connection.service
         #: until there is a WebSocket
-        self._pending: tuple[_Connection, Sequence[Extension], Response] | None = (connection, extensions, answer)
+        self._pending: tuple[_Connection, Sequence[Extension], bytes] | None = (connection, extensions, answer)
         self._websocket: WebSocket | None = None
 
     async def run(self) -> None:
@@ -531,17 +591,13 @@ class _Upgrade:
         connection, extensions, answer = self._pending
         if any(character in value for _, value in headers for character in b"\r\n"):
             raise RuntimeError("a header's value is one line")
+        head = b"%bServer: %b\r\n%b" % (answer, _SERVER, _further(headers, subprotocol))
         self.answered = True
-        answer.headers["Server"] = _SERVER.decode()
-        if subprotocol is not None:
-            answer.headers["Sec-WebSocket-Protocol"] = subprotocol
-        for name, value in headers:
-            answer.headers[name.decode("latin-1")] = value.decode("latin-1")
-        leading, _ = connection.http.trailing_data
+        leading = connection.leading
         self._pending = None
         settings = self._service.settings
         core = open_core(Side.SERVER, extensions, settings)
-        self._websocket = WebSocket(self._stream, core, settings, leading=leading, head=answer.serialize())
+        self._websocket = WebSocket(self._stream, core, settings, leading=leading, head=head)
         return self._websocket
 
     async def wait_gone(self) -> None:
@@ -844,6 +900,18 @@ def _wants_websocket(request: h11.Request, headers: HeaderList) -> bool:
         elif name == b"connection":
             connection += b"," + value.lower()
     return request.method == b"GET" and b"websocket" in upgrade and b"upgrade" in connection
+
+
+def _further(headers: HeaderList, subprotocol: str | None) -> bytes:
+    """The end of the answer to a handshake: what it does not always have, and the empty line."""
+    if not headers and subprotocol is None:
+        return b"\r\n"
+    fields = Headers()
+    if subprotocol is not None:
+        fields["Sec-WebSocket-Protocol"] = subprotocol
+    for name, value in headers:
+        fields[name.decode("latin-1")] = value.decode("latin-1")
+    return fields.serialize()
 
 
 def _head(status: int, headers: list[tuple[bytes, bytes]]) -> h11.Response:

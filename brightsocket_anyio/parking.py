@@ -68,20 +68,22 @@ class Parking:
 
 
 class Latch:
-    """Like an :class:`anyio.Event`, which takes up to 800 bytes, but there is none before somebody waits."""
+    """Like an :class:`anyio.Event`, which takes up to 800 bytes and as long to make as to wait for, but there is nothing
+    before somebody waits."""
 
-    __slots__ = ("_event", "_set")
+    __slots__ = ("_set", "_waiting")
 
     def __init__(self) -> None:
         self._set = False
-        self._event: anyio.Event | None = None
+        self._waiting: list[Parking] | None = None
 
     def set(self) -> None:
         """Wake all who wait, now and later."""
         self._set = True
-        if self._event is not None:
-            self._event.set()
-            self._event = None
+        if self._waiting is not None:
+            for parking in self._waiting:
+                parking.wake()
+            self._waiting = None
 
     def is_set(self) -> bool:
         return self._set
@@ -91,6 +93,12 @@ class Latch:
         if self._set:
             await checkpoint()
             return
-        if self._event is None:
-            self._event = anyio.Event()
-        await self._event.wait()
+        if self._waiting is None:
+            self._waiting = []
+        parking = Parking()
+        self._waiting.append(parking)
+        try:
+            await parking.wait()
+        finally:
+            if self._waiting is not None:
+                self._waiting.remove(parking)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -32,6 +33,7 @@ from brightsocket_anyio.transports.httpx_stream import connect_websocket
 
 from .streams import CLOSE, TEXT, MemoryStream, frame, linked
 from .support import PATIENCE
+from .test_sockets import pair
 
 SETTINGS = Settings()
 HEAD = b"Host: x\r\n"
@@ -665,6 +667,41 @@ async def test_a_websocket_whose_peer_is_gone_in_the_handshake() -> None:
         await lost.wait()
 
 
+async def test_what_comes_while_it_is_decided_about_our_websocket_is_not_lost() -> None:
+    async def handle(request: WebSocketRequest) -> None:
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(request.wait_gone)
+            await anyio.wait_all_tasks_blocked()
+            tg.cancel_scope.cancel()
+        transport = await request.accept(4, [(b"set-cookie", b"a=b")], "chat")
+        for _ in range(2):
+            await transport.send(await transport.receive())
+
+    async with serving(answering(), Host(handle)) as peer:
+        await peer.send(b"GET /ours HTTP/1.1\r\n" + UPGRADE + b"\r\n" + frame(TEXT, b"4early"))
+        await peer.send(frame(TEXT, b"4late"))
+        _, headers = await peer.head()
+        assert list(headers)[-3:] == ["server", "sec-websocket-protocol", "set-cookie"]
+        assert await peer.until(b"late") == b"\x81\x064early\x81\x054"
+
+
+async def test_our_websocket_after_a_page() -> None:
+    async with serving(answering()) as peer:
+        await peer.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await peer.response())[0] == 200
+        await peer.send(b"GET /ours HTTP/1.1\r\n" + UPGRADE + b"\r\n" + frame(TEXT, b"4early"))
+        assert (await peer.head())[0] == 101
+        await peer.until(b"\x81\x064early")
+
+
+async def test_a_plain_handshake_needs_no_h11(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "h11", None)
+    async with serving(answering()) as peer:
+        await peer.send(b"GET /ours HTTP/1.1\r\n" + UPGRADE + b"\r\n" + frame(TEXT, b"4early"))
+        assert (await peer.head())[0] == 101
+        await peer.until(b"\x81\x064early")
+
+
 # -- the wrapped application's WebSockets
 
 
@@ -804,6 +841,7 @@ async def test_a_bridged_application_that_raises(accepted: bool, caplog: pytest.
 BAD_BRIDGES: dict[str, list[Message]] = {
     "send first": [{"type": "websocket.send", "text": ""}],
     "two lines": [{"type": "websocket.accept", "headers": [(b"x", b"a\r\nb: c")]}],
+    "a control character": [{"type": "websocket.accept", "headers": [(b"x", b"\0")]}],
     "HTTP": [{"type": "http.response.start", "status": 200}],
 }
 
@@ -816,7 +854,7 @@ async def test_bridged_applications_that_break_asgi(messages: list[Message], cap
 
     async with bridged(app) as peer:
         assert (await peer.response())[0] == 500
-    assert "RuntimeError" in caplog.text
+    assert re.search("RuntimeError|InvalidHeaderValue", caplog.text)
 
 
 async def test_a_bridged_application_that_accepts_twice(caplog: pytest.LogCaptureFixture) -> None:
@@ -857,6 +895,17 @@ async def test_draining_ends_what_is_idle_and_lets_replies_go_out() -> None:
         assert headers["connection"] == "close"
         with pytest.raises(anyio.EndOfStream):
             await busy.receive()
+
+
+async def test_who_comes_after_draining_is_not_served() -> None:
+    host = Host()
+    host.drained.set()
+    async with pair() as (here, there):
+        await there.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await anyio.wait_all_tasks_blocked()
+        await Service(Door(answering()), host, SETTINGS).serve(here)
+        with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+            await there.receive()
 
 
 async def test_draining_tells_bridged_websockets() -> None:
@@ -914,6 +963,31 @@ async def test_tcp_with_a_real_client_and_websockets() -> None:
         await websocket.aclose()
     with pytest.raises(OSError, match=r"."):
         await anyio.connect_tcp("127.0.0.1", port)
+
+
+PIECES: dict[str, list[bytes]] = {
+    "all at once": [b"GET /ours HTTP/1.1\r\n" + UPGRADE + b"\r\n" + frame(TEXT, b"4early")],
+    "a head in two": [b"GET /ours HTTP/1.1\r\n" + UPGRADE, b"\r\n" + frame(TEXT, b"4early")],
+    "a frame in two": [b"GET /ours HTTP/1.1\r\n" + UPGRADE + b"\r\n\x81\x86\0\0", b"\0\x004early"],
+    "late": [b"", b"GET /ours HTTP/1.1\r\n" + UPGRADE + b"\r\n" + frame(TEXT, b"4early")],
+    "unusual": [b"GET http://x/ours HTTP/1.1\r\n" + UPGRADE + b"\r\n" + frame(TEXT, b"4early")],
+}
+
+
+@pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
+async def test_handshakes_in_pieces(pieces: list[bytes]) -> None:
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = listener.extra(anyio.abc.SocketAttribute.local_port)
+    async with listening(listener, answering()) as host, await anyio.connect_tcp("127.0.0.1", port) as stream:
+        for piece in pieces:
+            await stream.send(piece)
+            await anyio.wait_all_tasks_blocked()
+        received = b""
+        with anyio.fail_after(PATIENCE):
+            while not received.endswith(b"\x81\x064early"):
+                received += await stream.receive()
+        assert received.startswith(b"HTTP/1.1 101 Switching Protocols\r\nDate: ")
+    assert host.requests[0].scope["path"] == "/ours"
 
 
 async def test_tls() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.abc
@@ -14,7 +14,8 @@ from anyio.abc import SocketAttribute
 from anyio.streams.stapled import MultiListener
 
 from brightsocket_anyio import ConnectionLost
-from brightsocket_anyio.transports.sockets import acceptor_of, writer_of
+from brightsocket_anyio.transports import sockets
+from brightsocket_anyio.transports.sockets import TrioStream, acceptor_of, receive_nowait, writer_of
 from brightsocket_anyio.transports.stream import send_all
 
 from .support import PATIENCE, until
@@ -118,6 +119,34 @@ async def test_writing_without_waiting() -> None:
         assert len(received) == written + 1
 
 
+async def test_reading_without_waiting() -> None:
+    async with pair() as (here, there):
+        assert receive_nowait(here, 100) == b""
+        await there.send(b"hello")
+        received = b""
+
+        def complete() -> bool:
+            nonlocal received
+            received += receive_nowait(here, 2)
+            return received == b"hello"
+
+        await until(complete)
+        assert receive_nowait(here, 100) == b""
+        await there.send(b"rest")
+        assert await here.receive() == b"rest"
+        await there.send_eof()
+        with pytest.raises(anyio.EndOfStream):
+            await here.receive()
+        assert receive_nowait(here, 100) == b""
+        await here.aclose()
+        assert receive_nowait(here, 100) == b""
+
+
+async def test_what_is_small_is_sent_at_once() -> None:
+    async with pair() as (here, _):
+        assert here.extra(SocketAttribute.raw_socket).getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 async def test_who_waits_hears_that_the_stream_is_closed() -> None:
     async with pair() as (here, _):
 
@@ -170,6 +199,67 @@ async def test_two_readers_are_one_too_many() -> None:
         tg.cancel_scope.cancel()
 
 
+async def test_two_writers_are_one_too_many() -> None:
+    async with pair() as (here, _), anyio.create_task_group() as tg:
+        tg.start_soon(send_for_ever, here)
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(anyio.BusyResourceError):
+            await here.send(b"x")
+        tg.cancel_scope.cancel()
+
+
+async def test_closing_twice() -> None:
+    async with pair() as (here, there):
+        await here.aclose()
+        await here.aclose()
+        with pytest.raises(anyio.EndOfStream):
+            await there.receive()
+
+
+class Hesitant:
+    """A socket that has nothing the first time, although it was said to be readable."""
+
+    def __init__(self, raw: socket.socket) -> None:
+        self._raw = raw
+        self._ready = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("recv", "accept") or self._ready:
+            return getattr(self._raw, name)
+        self._ready = True
+        raise BlockingIOError
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)
+async def test_readable_is_no_promise() -> None:
+    multi: MultiListener[Any] = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    listener: Any = multi.listeners[0]
+    async with multi, await anyio.connect_tcp(*listener.extra(SocketAttribute.local_address)) as there:
+        here: Any = await sockets._accept_on_trio(cast("Any", Hesitant(listener.extra(SocketAttribute.raw_socket))))
+        assert type(here) is TrioStream
+        here._raw = cast("Any", Hesitant(here._raw))
+        await there.send(b"hello")
+        async with here:
+            assert await here.receive() == b"hello"
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)
+async def test_who_accepts_hears_that_the_listener_is_closed() -> None:
+    multi: MultiListener[Any] = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    accept = acceptor_of(cast("Any", multi.listeners[0]))
+
+    async def wait() -> None:
+        with pytest.raises(anyio.ClosedResourceError):
+            await accept()
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        await multi.aclose()
+    with pytest.raises(anyio.ClosedResourceError):
+        await accept()
+
+
 async def test_cancelled_receiving_loses_nothing() -> None:
     async with pair() as (here, there):
         for _ in range(20):
@@ -179,6 +269,11 @@ async def test_cancelled_receiving_loses_nothing() -> None:
         assert await here.receive() == b"whole"
 
 
+def test_an_address_with_a_scope() -> None:
+    assert sockets._address(("fe80::1", 80, 0, 2)) == ("fe80::1%2", 80)
+    assert sockets._address("/run/socket") == "/run/socket"
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 async def test_addresses(host: str) -> None:
     async with pair(host) as (here, there):
@@ -186,9 +281,12 @@ async def test_addresses(host: str) -> None:
         assert here.extra(SocketAttribute.local_address) == there.extra(SocketAttribute.remote_address)
 
 
-async def test_other_streams_are_written_to_in_the_usual_way() -> None:
-    async with pair() as (_, there):
+async def test_other_streams_are_used_in_the_usual_way() -> None:
+    async with pair() as (here, there):
+        await here.send(b"hello")
         assert writer_of(there) is None
+        assert receive_nowait(there, 100) == b""
+        assert await there.receive() == b"hello"
 
 
 @pytest.mark.parametrize("size", [1, 50_000, 500_000])

@@ -124,6 +124,8 @@ for _each in (Road, RoadInput, Stay, StayInput, Timer):
 # a global is found in a fifth of the time that an enumeration's member takes
 _MESSAGE, _EVENT, _ACTIVE = PacketType.MESSAGE, socketio.PacketType.EVENT, Stay.ACTIVE
 _OPENING, _CLOSED = Road.OPENING, Road.CLOSED
+_ABSENT, _CONNECTED, _ENDED_STAY, _IDENTIFY = Stay.ABSENT, Stay.CONNECTED, Stay.ENDED, StayInput.IDENTIFY
+_SERVER, _SILENCE = Side.SERVER, Timer.SILENCE
 
 _R, _RI, _S, _SI = Road, RoadInput, Stay, StayInput
 
@@ -632,10 +634,10 @@ class Automaton:
         if self.held:
             return
         if self._pings:
-            if Timer.SILENCE in self._timers:
-                del self._timers[Timer.SILENCE]
+            if _SILENCE in self._timers:
+                del self._timers[_SILENCE]
         else:
-            self._timers[Timer.SILENCE] = now + self._interval + self._patience
+            self._timers[_SILENCE] = now + self._interval + self._patience
 
     # -- the namespaces
 
@@ -749,22 +751,21 @@ class Automaton:
         return socketio.encode(socketio.Packet(type, namespace, data), self.protocol)
 
     def _move(self, namespace: str, given: StayInput, now: float) -> Stay:
-        before = self._stays.get(namespace, Stay.ABSENT)
-        try:
-            after = STAYS[self.side][before][given]
-        except KeyError:
-            raise ProtocolError(f"{given.name} is not possible when {before.name}") from None
-        if after is before and given is not StayInput.IDENTIFY:
+        before = self._stays.get(namespace, _ABSENT)
+        after = STAYS[self.side][before].get(given)
+        if after is None:
+            raise ProtocolError(f"{given.name} is not possible when {before.name}")
+        if after is before and given is not _IDENTIFY:
             return before
-        if before is Stay.ABSENT and len(self._stays) >= self._settings.max_namespaces:
+        if before is _ABSENT and len(self._stays) >= self._settings.max_namespaces:
             raise ProtocolError("too many namespaces")
         self._stays[namespace] = after
-        if self.side is Side.SERVER:
-            if after in (Stay.ACTIVE, Stay.ENDED):
+        if self.side is _SERVER:
+            if after is _ACTIVE or after is _ENDED_STAY:
                 self._timers.pop(namespace, None)
-            elif after is not Stay.CONNECTED:
+            elif after is not _CONNECTED:
                 self._timers[namespace] = now + self._settings.identify_timeout
-        if after is not Stay.ENDED:
+        if after is not _ENDED_STAY:
             self._timers.pop(Timer.CONNECT, None)
         elif not self.live:
             self._timers[Timer.CONNECT] = now + self._settings.connect_timeout

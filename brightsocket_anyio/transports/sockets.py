@@ -1,11 +1,13 @@
-"""Sockets of the embedded server that can be written to without a task switch, and on asyncio read with fewer steps.
+"""Sockets of the embedded server that can be written to and read without a task switch, or else with fewer steps.
 
 Most messages are small and find the system's buffer empty: to hand them over at once spares the writer's task, its lock
 and its deadline, which are half of what an echo costs. :func:`writer_of` finds out where that is possible; everywhere
-else (TLS, other streams) messages go the usual way.
+else (TLS, other streams) messages go the usual way. :func:`receive_nowait` is the same for what has arrived: a client
+that connects has mostly sent its request by the time that somebody asks for it.
 
 What :class:`AsyncioStream` saves: AnyIO's stream starts and stops reading around each ``receive`` (two system calls)
-and has no way to write without waiting.
+and has no way to write without waiting. What :class:`TrioStream` saves: AnyIO's tries to read before it waits, which is
+mostly in vain, and makes five objects for each connection.
 """
 
 from __future__ import annotations
@@ -32,43 +34,57 @@ Write = Callable[[bytes], int]
 
 def writer_of(stream: anyio.abc.ByteStream) -> Write | None:
     """How to write to a stream at once, while nobody sends on it; ``None`` if that is not possible."""
-    return stream.send_nowait if isinstance(stream, AsyncioStream | TrioStream) else None
+    return stream.send_nowait if isinstance(stream, TrioStream | AsyncioStream) else None
+
+
+def receive_nowait(stream: anyio.abc.ByteStream, max_bytes: int) -> bytes:
+    """What has arrived at a stream, while nobody receives from it; nothing if that would have to be waited for, if no
+    more comes, or if the stream cannot tell."""
+    return stream.receive_nowait(max_bytes) if isinstance(stream, TrioStream | AsyncioStream) else b""
 
 
 class TrioStream(anyio.abc.ByteStream):
-    """A connected socket on Trio: AnyIO's stream, which it owns, but for the reading."""
+    """A connected socket on Trio, as AnyIO's byte stream: who made it closes it.
 
-    def __init__(self, stream: anyio.abc.SocketStream) -> None:
-        self._stream = stream
-        self._raw = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 (Django's is another)
-        self._reading = False
-        self._closed = False
+    One task may receive while another one sends.
+    """
+
+    def __init__(self, connected: socket.socket, peer: Any) -> None:
+        connected.setblocking(False)
+        self._raw = connected
+        self._peer = peer
+        self._reading = self._writing = self._closed = False
 
     async def receive(self, max_bytes: int = 65_536) -> bytes:
         if self._reading:
             raise anyio.BusyResourceError("reading from")
         if self._closed:
-            await checkpoint()
+            await trio.lowlevel.checkpoint()
             raise anyio.ClosedResourceError
         self._reading = True
         try:
-            # first, since there is hardly ever something to read that soon
-            await trio.lowlevel.wait_readable(self._raw)
-            data = self._raw.recv(max_bytes)
-        except trio.ClosedResourceError as exc:
-            raise anyio.ClosedResourceError from exc
-        except BlockingIOError:
-            # somebody else has read it; AnyIO's own way waits as long as it takes
-            return await self._stream.receive(max_bytes)
-        except OSError as exc:
-            if self._closed:
-                raise anyio.ClosedResourceError from exc
-            raise anyio.BrokenResourceError from exc
+            while True:
+                # first, since there is hardly ever something to read that soon
+                await trio.lowlevel.wait_readable(self._raw)
+                try:
+                    data = self._raw.recv(max_bytes)
+                except BlockingIOError:
+                    continue
+                break
+        except (OSError, trio.ClosedResourceError) as exc:
+            raise self._failure from exc
         finally:
             self._reading = False
         if not data:
             raise anyio.EndOfStream
         return data
+
+    def receive_nowait(self, max_bytes: int = 65_536) -> bytes:
+        """What has arrived; nothing if that has to be waited for, or if no more comes, which ``receive`` tells."""
+        try:
+            return self._raw.recv(max_bytes)
+        except OSError:
+            return b""
 
     def send_nowait(self, data: bytes) -> int:
         """Send as much of the data as there is room for; returns how many bytes."""
@@ -84,18 +100,43 @@ class TrioStream(anyio.abc.ByteStream):
         return True
 
     async def send(self, item: bytes) -> None:
-        await self._stream.send(item)
+        if self._writing:
+            raise anyio.BusyResourceError("writing to")
+        self._writing = True
+        try:
+            await trio.lowlevel.checkpoint()
+            rest = memoryview(item)
+            while rest:
+                try:
+                    rest = rest[self._raw.send(rest) :]
+                except BlockingIOError:
+                    await trio.lowlevel.wait_writable(self._raw)
+        except (OSError, trio.ClosedResourceError) as exc:
+            raise self._failure from exc
+        finally:
+            self._writing = False
+
+    @property
+    def _failure(self) -> Exception:
+        return anyio.ClosedResourceError() if self._closed else anyio.BrokenResourceError()
 
     async def send_eof(self) -> None:
-        await self._stream.send_eof()
+        self._raw.shutdown(socket.SHUT_WR)
 
     async def aclose(self) -> None:
-        self._closed = True
-        await self._stream.aclose()
+        if not self._closed:
+            self._closed = True
+            trio.lowlevel.notify_closing(self._raw)
+            self._raw.close()
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        return self._stream.extra_attributes
+        raw = self._raw
+        return {
+            SocketAttribute.raw_socket: lambda: raw,
+            SocketAttribute.local_address: lambda: _address(raw.getsockname()),
+            SocketAttribute.remote_address: lambda: _address(self._peer),
+        }
 
 
 def acceptor_of(listener: anyio.abc.SocketListener) -> Callable[[], Awaitable[anyio.abc.ByteStream]]:
@@ -107,12 +148,24 @@ def acceptor_of(listener: anyio.abc.SocketListener) -> Callable[[], Awaitable[an
         case "anyio._backends._asyncio":
             return partial(_accept_on_asyncio, listener.extra(SocketAttribute.raw_socket))  # noqa: S610
         case "anyio._backends._trio":
-            return partial(_accept_on_trio, listener)
+            return partial(_accept_on_trio, listener.extra(SocketAttribute.raw_socket))  # noqa: S610
     return listener.accept
 
 
-async def _accept_on_trio(listener: anyio.abc.SocketListener) -> TrioStream:
-    return TrioStream(await listener.accept())
+async def _accept_on_trio(listener: socket.socket) -> TrioStream:
+    try:
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            try:
+                connected, peer = listener.accept()
+            except BlockingIOError:
+                continue
+            _send_without_delay(connected)
+            return TrioStream(connected, peer)
+    except (OSError, ValueError, trio.ClosedResourceError) as exc:
+        if listener.fileno() < 0:
+            raise anyio.ClosedResourceError from exc
+        raise
 
 
 async def _accept_on_asyncio(listener: socket.socket) -> AsyncioStream:
@@ -124,8 +177,15 @@ async def _accept_on_asyncio(listener: socket.socket) -> AsyncioStream:
         with contextlib.suppress(ValueError, NotImplementedError):
             loop.remove_reader(listener)
         raise
+    _send_without_delay(connected)
     _, stream = await loop.connect_accepted_socket(AsyncioStream, connected)
     return stream
+
+
+def _send_without_delay(connected: socket.socket) -> None:
+    # UNIX sockets have no delay, and who is gone needs no more
+    with contextlib.suppress(OSError):
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
@@ -204,6 +264,13 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
             if self._cause is not None:
                 raise anyio.BrokenResourceError from self._cause
             raise anyio.EndOfStream
+        return self._take(max_bytes)
+
+    def receive_nowait(self, max_bytes: int = 65_536) -> bytes:
+        """What has arrived; nothing if that has to be waited for, or if no more comes, which ``receive`` tells."""
+        return self._take(max_bytes) if self._chunks and not self._closed else b""
+
+    def _take(self, max_bytes: int) -> bytes:
         chunk = self._chunks.pop(0)
         if len(chunk) > max_bytes:
             self._chunks.insert(0, chunk[max_bytes:])
@@ -287,5 +354,8 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
 
 
 def _address(address: Any) -> Any:
-    """As AnyIO gives it: of IPv6's four values two."""
-    return address[:2] if isinstance(address, tuple) else address
+    """As AnyIO gives it: of IPv6's four values two, the scope being part of the address."""
+    if not isinstance(address, tuple) or len(address) != 4:
+        return address
+    host, port, _, scope = address
+    return (f"{host}%{scope}" if scope else host), port
