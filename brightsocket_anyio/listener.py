@@ -14,7 +14,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractContextManager
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, Literal, Protocol
@@ -23,7 +23,6 @@ from urllib.parse import unquote
 import anyio
 import anyio.abc
 import h11
-import trio
 from anyio.lowlevel import checkpoint
 from anyio.streams.stapled import MultiListener
 from anyio.streams.tls import TLSAttribute, TLSListener
@@ -38,6 +37,7 @@ from websockets.server import ServerProtocol
 from .asgi import BodyPatience
 from .errors import ConnectionLost, ProtocolError
 from .opening import Opening, answer_head, read_opening
+from .parking import open_tasks
 from .settings import Settings
 from .transport import Headers as HeaderList
 from .transport import Message, Receive, Scope, Send, WebSocketRequest
@@ -102,7 +102,7 @@ async def serve_listener(listener: anyio.abc.Listener[Any], door: Door, host: Ho
     service = Service(door, host, settings)
     slots = _Slots(settings)
     try:
-        async with anyio.create_task_group() as connections, _open_tasks() as tasks:
+        async with anyio.create_task_group() as connections, open_tasks() as tasks:
             async with anyio.create_task_group() as accepting:
                 gated = _gated(listener, slots, tasks.start_soon)
                 accepting.start_soon(gated.serve, service.serve, connections)
@@ -115,11 +115,6 @@ async def serve_listener(listener: anyio.abc.Listener[Any], door: Door, host: Ho
     finally:
         with anyio.CancelScope(shield=True):
             await listener.aclose()
-
-
-def _open_tasks() -> AbstractAsyncContextManager[anyio.abc.TaskGroup | trio.Nursery]:
-    """A task group for many small tasks: the handle that AnyIO makes for each is a twentieth of what a client costs."""
-    return trio.open_nursery() if trio.lowlevel.in_trio_task() else anyio.create_task_group()
 
 
 class _Slots:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
 import anyio
-from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from .errors import ConnectionLost, HandshakeError, ProtocolError
-from .parking import Latch, Parking
+from .parking import Latch, Parking, Tasks, open_tasks
 from .protocol.engineio import Packet, PacketType
 from .protocol.state import PROBE, Action, Answer, Automaton, Ended, Event, OfferExpired, Unit
 from .settings import Settings
@@ -288,7 +287,7 @@ class Session:
     :ivar task_group: where what lives on the session runs; everything in it has finished when :meth:`run` returns.
     """
 
-    task_group: TaskGroup
+    task_group: Tasks
 
     def __init__(
         self,
@@ -368,7 +367,7 @@ class Session:
         # cancelled, it has no time for a farewell
         deadline = float("-inf")
         try:
-            async with anyio.create_task_group() as self.task_group:
+            async with open_tasks() as self.task_group:
                 try:
                     self._writing = False
                     if not self._outbox.empty:
@@ -402,8 +401,9 @@ class Session:
             self._alarm.cancel()
             if self._offer is not None:
                 self._offer.cancel()
-            with anyio.CancelScope(deadline=deadline, shield=True):
-                await self.transport.aclose(_CLOSE_CODES.get(cause.code, 1000), cause.reason)
+            if self._prompt is None or not self._prompt.close_nowait():
+                with anyio.CancelScope(deadline=deadline, shield=True):
+                    await self.transport.aclose(_CLOSE_CODES.get(cause.code, 1000), cause.reason)
             self._over.set()
             # else the two of them would be left for the garbage collector
             del self._sink

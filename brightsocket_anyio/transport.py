@@ -63,13 +63,17 @@ class Transport(Protocol):
 
 
 class PromptTransport(Transport, Protocol):
-    """A transport that can take packets at once, without a switch to the task that sends."""
+    """A transport that can take packets at once, without a switch to the task that sends, and often close at once."""
 
     def send_nowait(self, packets: Sequence[Packet]) -> bool:
         """Send a batch of packets if nothing has to be waited for; returns whether they were taken, all or none.
 
         Only while no :meth:`send` is under way. Never raises: what is wrong is the next :meth:`send`'s to say.
         """
+        ...
+
+    def close_nowait(self) -> bool:
+        """Close the transport if nothing has to be said to the peer or waited for; returns whether it is closed."""
         ...
 
     @property

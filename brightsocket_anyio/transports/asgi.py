@@ -111,16 +111,13 @@ class ASGIWebSocketTransport:
 
         The ASGI server does the closing handshake, and ends by itself what the request's task leaves unfinished.
         """
-        if self._closed:
+        if self.close_nowait():
             await checkpoint()
             return
         self._closed = True
         self._writable = None
         if isinstance(self._end, _TooBig):
             code, reason = 1009, str(self._end)
-        if self._end is not None and not isinstance(self._end, ProtocolError):
-            await checkpoint()
-            return
         reason = reason.encode()[:_MAX_REASON].decode(errors="ignore")
         try:
             with anyio.move_on_after(self._settings.close_timeout):
@@ -130,6 +127,13 @@ class ASGIWebSocketTransport:
                         await self._asgi_send({"type": "websocket.close", "code": code, "reason": reason})
         finally:
             self._sending.cancel()
+
+    def close_nowait(self) -> bool:
+        over = self._closed or (self._end is not None and not isinstance(self._end, ProtocolError))
+        if over and not self._closed:
+            self._closed = True
+            self._sending.cancel()
+        return over
 
     def _message(self, packet: Packet) -> Message:
         message = encode(packet, self._eio)

@@ -124,6 +124,10 @@ class TrioStream(anyio.abc.ByteStream):
         self._raw.shutdown(socket.SHUT_WR)
 
     async def aclose(self) -> None:
+        self.close_nowait()
+
+    def close_nowait(self) -> None:
+        """Close the socket. Idempotent."""
         if not self._closed:
             self._closed = True
             trio.lowlevel.notify_closing(self._raw)
@@ -328,11 +332,15 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
 
     async def aclose(self) -> None:
         """Close the socket; what was sent has left the program, but for what a ``send`` that was cancelled left."""
+        self.close_nowait()
+        await checkpoint()
+
+    def close_nowait(self) -> None:
+        """Have the loop close the socket in its next turn. Idempotent."""
         self._closed = True
         self._transport.abort()
         self._wake_reader()
         self._wake_writer()
-        await checkpoint()
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:

@@ -437,11 +437,8 @@ class WebSocket:
             Close(code, reason).check()
         except CoreProtocolError:
             raise ValueError(f"a Close frame cannot carry the code {code}") from None
-        if self._is_done:
-            self._closed = True
-            self._finish(anyio.ClosedResourceError())
-            with contextlib.suppress(*STREAM_ERRORS):
-                await self._stream.aclose()
+        if self.close_nowait():
+            await anyio.lowlevel.checkpoint()
             return
         closed = False
         try:
@@ -457,6 +454,18 @@ class WebSocket:
             self._finish(anyio.ClosedResourceError())
             if not closed:
                 await self._close_hard()
+
+    def close_nowait(self) -> bool:
+        """Close the WebSocket and the stream, if neither side has anything to say any more and that needs no waiting;
+        returns whether they are closed."""
+        if self._closed:
+            return True
+        if not isinstance(self._stream, AsyncioStream | TrioStream) or not self._is_done:
+            return False
+        self._closed = True
+        self._finish(anyio.ClosedResourceError())
+        self._stream.close_nowait()
+        return True
 
     async def _shake_hands(self, code: int, reason: str) -> None:
         core = self._core
@@ -485,8 +494,8 @@ class WebSocket:
 
     @property
     def _is_done(self) -> bool:
-        """Whether neither side has anything to say any more, and the stream is one that closes without waiting."""
-        if self._write_nowait is None or (self._lock is not None and self._lock.locked()):
+        """Whether neither side has anything to say any more."""
+        if self._lock is not None and self._lock.locked():
             return False
         if self._eof or self._lost is not None:
             return True
@@ -562,6 +571,9 @@ class StreamTransport:
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         await self._websocket.aclose(code, reason)
+
+    def close_nowait(self) -> bool:
+        return self._websocket.close_nowait()
 
 
 def describe(exc: Exception) -> str:
