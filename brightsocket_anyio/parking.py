@@ -79,8 +79,8 @@ class Parking:
 
 
 class Latch:
-    """Like an :class:`anyio.Event`, which takes up to 800 bytes and as long to make as to wait for, but there is nothing
-    before somebody waits."""
+    """Like an :class:`anyio.Event`, which takes up to 800 bytes and as long to make as to wait for, but there is
+    nothing before somebody waits."""
 
     __slots__ = ("_set", "_waiting")
 

@@ -23,9 +23,19 @@ class Adapted:
     __slots__ = ("_function", "_least", "_most", "waits")
 
     def __init__(self, function: Callable[..., Any], what: str) -> None:
-        self._least, self._most = _arity(function, what)
         self._function = function
-        self.waits: bool = _is_coroutine_function(function)
+        if type(function) is FunctionType and not function.__dict__:
+            # a connection's handlers are read for each connection anew: this is a fiftieth of inspect's time
+            code = function.__code__
+            self.waits: bool = bool(code.co_flags & inspect.CO_COROUTINE)
+            if not code.co_kwonlyargcount or code.co_kwonlyargcount == len(function.__kwdefaults__ or ()):
+                defaults = function.__defaults__
+                self._most = None if code.co_flags & inspect.CO_VARARGS else code.co_argcount
+                self._least = code.co_argcount - len(defaults) if defaults else code.co_argcount
+                return
+        else:
+            self.waits = inspect.iscoroutinefunction(function)
+        self._least, self._most = _arity(function, what)
 
     def begin(self, args: tuple[Any, ...]) -> Any:
         """Call the function; returns whatever it does."""
@@ -45,13 +55,6 @@ def _arity(function: Callable[..., Any], what: str) -> tuple[int, int | None]:
     """How many positional arguments a function needs, and how many it takes; ``None`` for any number."""
     if not callable(function):
         raise ConfigurationError(f"{what} must be a function, not {function!r}")
-    if type(function) is FunctionType and not function.__dict__:
-        # a connection's handlers are read for each connection anew: this is a fiftieth of inspect's time
-        code = function.__code__
-        if not code.co_kwonlyargcount or code.co_kwonlyargcount == len(function.__kwdefaults__ or ()):
-            most = code.co_argcount
-            least = most - len(function.__defaults__) if function.__defaults__ else most
-            return least, None if code.co_flags & inspect.CO_VARARGS else most
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:
@@ -63,9 +66,3 @@ def _arity(function: Callable[..., Any], what: str) -> tuple[int, int | None]:
             raise ConfigurationError(f"{what} {function!r} requires the keyword argument {parameter.name!r}")
     least = sum(p.default is p.empty for p in positional)
     return least, None if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(positional)
-
-
-def _is_coroutine_function(function: Callable[..., Any]) -> bool:
-    if type(function) is FunctionType and not function.__dict__:
-        return bool(function.__code__.co_flags & inspect.CO_COROUTINE)
-    return inspect.iscoroutinefunction(function)

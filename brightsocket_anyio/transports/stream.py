@@ -214,25 +214,9 @@ class WebSocket:
     def send_nowait(self, frames: Sequence[bytes]) -> bool:
         """Send finished frames, where :attr:`prepared` is true, if nothing has to be waited for; returns whether they
         were taken. Where :attr:`flushed` is false then, the next ``send_frames`` sends the rest of them first."""
-        write = self._write_nowait
-        if (
-            write is None
-            or self._tail
-            or self._core.writes
-            or self._core.state is not _OPEN
-            or self._closed
-            or self._lost is not None
-            or self._end is not None
-            or (self._lock is not None and self._lock.locked())
-        ):
+        if self._core.writes or self._core.state is not _OPEN or self._closed or self._end is not None:
             return False
-        data = frames[0] if len(frames) == 1 and not self._head else b"".join([self._head, *frames])
-        written = write(data)
-        if written:
-            self._head = b""
-            if written < len(data):
-                self._tail = data[written:]
-        return written > 0
+        return self._write_at_once(frames)
 
     @property
     def flushed(self) -> bool:
@@ -262,8 +246,24 @@ class WebSocket:
         if self._core.state is not State.OPEN:
             raise ConnectionLost("transport close", "the peer has closed the WebSocket")
 
+    def _write_at_once(self, frames: Sequence[bytes]) -> bool:
+        """Write if nothing has to be waited for; returns whether the frames were taken."""
+        write = self._write_nowait
+        if write is None or self._tail or self._lost is not None or (self._lock is not None and self._lock.locked()):
+            return False
+        data = frames[0] if len(frames) == 1 and not self._head else b"".join([self._head, *frames])
+        written = write(data)
+        if written:
+            self._head = b""
+            if written < len(data):
+                self._tail = data[written:]
+        return written > 0
+
     async def _write(self, frames: Sequence[bytes]) -> None:
-        """The one place that writes; the caller holds the lock. An empty frame is the core's mark for half-closing."""
+        """The one place that writes where that may have to be waited for; the caller holds the lock.
+
+        An empty frame is the core's mark for half-closing.
+        """
         data = b"".join([self._head, self._tail, *frames])
         self._head = self._tail = b""
         try:
@@ -408,10 +408,15 @@ class WebSocket:
 
     async def _answer(self) -> None:
         """Write the core's own frames: pongs and Close. A failure waits until the messages are delivered."""
+        frames: Sequence[bytes] = self._core.data_to_send()
+        if self._write_at_once(frames):
+            if self.flushed:
+                return
+            frames = ()
         try:
             async with self._locked():
                 if self._lost is None:
-                    await self._write(self._core.data_to_send())
+                    await self._write(frames)
         except ConnectionLost as exc:
             self._finish(fresh(exc))
         finally:
