@@ -1,4 +1,4 @@
-"""Where one task waits to be woken, time and again."""
+"""Where one task waits to be woken, time and again; and where many wait for one thing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from brightsocket_anyio.parking import Parking
+from brightsocket_anyio.parking import Latch, Parking
 
 from .support import until
 
@@ -76,3 +76,44 @@ async def test_a_task_that_is_cancelled_as_it_is_woken_does_not_keep_the_place()
         tg.cancel_scope.cancel()
     await checkpoint()
     assert not parking.taken
+
+
+async def test_a_latch_wakes_all_who_wait_now_and_later() -> None:
+    latch = Latch()
+    woken: list[int] = []
+
+    async def wait(number: int) -> None:
+        await latch.wait()
+        assert latch.is_set()
+        woken.append(number)
+
+    async with anyio.create_task_group() as tg:
+        for number in range(3):
+            tg.start_soon(wait, number)
+        await anyio.wait_all_tasks_blocked()
+        assert not woken
+        assert not latch.is_set()
+        latch.set()
+        latch.set()
+        await until(lambda: len(woken) == 3)
+        await wait(3)
+    assert sorted(woken) == [0, 1, 2, 3]
+
+
+async def test_who_no_longer_waits_for_a_latch_is_none_of_its_business() -> None:
+    latch = Latch()
+    with anyio.move_on_after(0):
+        await latch.wait()
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(latch.wait)
+        await anyio.wait_all_tasks_blocked()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await latch.wait()
+        assert scope.cancelled_caught
+        latch.set()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await latch.wait()
+    # a checkpoint, even where there is nothing to wait for
+    assert scope.cancelled_caught
