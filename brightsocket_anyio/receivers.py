@@ -144,13 +144,10 @@ class Handler(Receiver):
 
     def put(self, item: Item) -> None:
         if self._running < self._limit:
-            self._run(item)
+            self._running += 1
+            self._workers().submit(partial(self._work, item))
         else:
             self.buffer.push(item)
-
-    def _run(self, item: Item) -> None:
-        self._running += 1
-        self._workers().submit(partial(self._work, item))
 
     async def _work(self, item: Item) -> None:
         try:
@@ -165,8 +162,9 @@ class Handler(Receiver):
                 raise
             self._failed(exc)
         finally:
-            self._running -= 1
             if self.buffer.items:
                 # behind those of other actions that wait for a worker already
-                self._run(self.buffer.pop())
+                self._workers().submit(partial(self._work, self.buffer.pop()))
                 self.freed()
+            else:
+                self._running -= 1

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Literal
 
 import anyio
+import anyio.abc
 import pytest
 from anyio.lowlevel import checkpoint
 from websockets.client import ClientProtocol
@@ -612,3 +613,34 @@ async def test_a_bad_packet_alone() -> None:
         await client.send(["nonsense"])
         with pytest.raises(ProtocolError):
             await StreamTransport(server, 4).receive()
+
+
+async def test_a_cancellation_while_the_answer_to_close_waits_for_its_turn_does_not_lose_it() -> None:
+    """The peer would wait for it for the close timeout."""
+
+    class Stream(anyio.abc.ByteStream):
+        sent = b""
+        given = frame(CLOSE, b"\x03\xe8", masked=False)
+
+        async def receive(self, max_bytes: int = 65_536) -> bytes:
+            given, self.given = self.given, b""
+            if not given:
+                raise anyio.EndOfStream
+            scope.cancel()
+            return given
+
+        async def send(self, item: bytes) -> None:
+            self.sent += item
+
+        async def send_eof(self) -> None: ...
+
+        async def aclose(self) -> None: ...
+
+    stream = Stream()
+    websocket = WebSocket(stream, open_core(Side.CLIENT, (), Settings()), Settings())
+    with anyio.CancelScope() as scope:
+        await websocket.receive()
+    assert scope.cancelled_caught
+    assert not stream.sent
+    await websocket.aclose()
+    assert stream.sent[:1] == b"\x88"

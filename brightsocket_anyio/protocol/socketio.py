@@ -112,8 +112,8 @@ def encode_event(
     :param values: the event's name, and what goes with it.
     :raises ValueError: as :func:`encode`.
     """
-    if problem := _event_problem(values):
-        raise ValueError(problem)
+    if not values or not isinstance(values[0], str) or values[0] in RESERVED:
+        raise ValueError(_event_problem(values))
     return _encode_values("2", "5", values, protocol, namespace, id)
 
 
@@ -229,8 +229,8 @@ def decode_event(text: str) -> list[Any]:
     :raises ProtocolError: as :meth:`Decoder.feed`.
     """
     data: list[Any] = loads(text[1:])
-    if problem := _event_problem(data):
-        raise ProtocolError(problem)
+    if not data or not isinstance(data[0], str) or data[0] in RESERVED:
+        raise ProtocolError(_event_problem(data))
     return data
 
 

@@ -23,7 +23,7 @@ from ..errors import ConnectionLost, ProtocolError, fresh
 from ..protocol.engineio import Packet, decode, encode
 from ..settings import Settings
 from .sieve import Sieve
-from .sockets import AsyncioStream, TrioStream, writer_of
+from .sockets import AsyncioStream, TrioStream, Write, writer_of
 
 T = TypeVar("T")
 
@@ -218,7 +218,13 @@ class WebSocket:
         were taken. Where :attr:`flushed` is false then, the next ``send_frames`` sends the rest of them first."""
         if self._core.writes or self._core.state is not _OPEN or self._closed or self._end is not None:
             return False
-        return self._write_at_once(frames)
+        if (write := self._free_to_write()) is None:
+            return False
+        data = frames[0] if len(frames) == 1 and not self._head else b"".join([self._head, *frames])
+        written = write(data)
+        if written:
+            self._head, self._tail = b"", data[written:]
+        return written > 0
 
     @property
     def flushed(self) -> bool:
@@ -248,18 +254,11 @@ class WebSocket:
         if self._core.state is not State.OPEN:
             raise ConnectionLost("transport close", "the peer has closed the WebSocket")
 
-    def _write_at_once(self, frames: Sequence[bytes]) -> bool:
-        """Write if nothing has to be waited for; returns whether the frames were taken."""
-        write = self._write_nowait
-        if write is None or self._tail or self._lost is not None or (self._lock is not None and self._lock.locked()):
-            return False
-        data = frames[0] if len(frames) == 1 and not self._head else b"".join([self._head, *frames])
-        written = write(data)
-        if written:
-            self._head = b""
-            if written < len(data):
-                self._tail = data[written:]
-        return written > 0
+    def _free_to_write(self) -> Write | None:
+        """How to write without waiting, if the stream can and nobody else writes or has left anything to be written."""
+        if self._tail or self._lost is not None or (self._lock is not None and self._lock.locked()):
+            return None
+        return self._write_nowait
 
     async def _write(self, frames: Sequence[bytes]) -> None:
         """The one place that writes where that may have to be waited for; the caller holds the lock.
@@ -421,15 +420,16 @@ class WebSocket:
 
     async def _answer(self) -> None:
         """Write the core's own frames: pongs and Close. A failure waits until the messages are delivered."""
-        frames: Sequence[bytes] = self._core.data_to_send()
-        if self._write_at_once(frames):
-            if self.flushed:
+        if (write := self._free_to_write()) is not None:
+            data = b"".join([self._head, *self._core.data_to_send()])
+            self._head, self._tail = b"", data[write(data) :]
+            if not self._tail:
                 return
-            frames = ()
         try:
             async with self._locked():
                 if self._lost is None:
-                    await self._write(frames)
+                    # not before: whoever is cancelled here has not taken it
+                    await self._write(self._core.data_to_send())
         except ConnectionLost as exc:
             self._finish(fresh(exc))
         finally:
