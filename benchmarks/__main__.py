@@ -53,13 +53,17 @@ TRIO_STREAM = ours("ours, Trio, by stream", "--loop", "trio", "--by", "stream")
 UVLOOP_STREAM = ours("ours, asyncio+uvloop, by stream", "--loop", "uvloop", "--by", "stream")
 PYTHON = Server("python-socketio, uvicorn", (sys.executable, "-m", "benchmarks.servers.python_socketio"))
 NODE = Server("socket.io, Node", ("node", str(ROOT / "benchmarks" / "servers" / "node.js")))
+#: below us in each of ours
+BELOW = [
+    carrier("bare ASGI, uvicorn", "asgi-uvicorn", "websocket"),
+    carrier("bare TCP, Trio", "tcp-trio", "tcp"),
+    carrier("bare TCP, AnyIO on uvloop", "tcp-anyio-uvloop", "tcp"),
+]
 FLOORS = [
     carrier("bare trio-websocket", "trio-websocket", "websocket"),
     carrier("bare websockets, asyncio", "websockets", "websocket"),
     carrier("bare websockets, asyncio+uvloop", "websockets-uvloop", "websocket"),
-    carrier("bare ASGI, uvicorn", "asgi-uvicorn", "websocket"),
-    carrier("bare TCP, Trio", "tcp-trio", "tcp"),
-    carrier("bare TCP, AnyIO on uvloop", "tcp-anyio-uvloop", "tcp"),
+    *BELOW,
     carrier("bare TCP, uvloop's protocol", "tcp-protocol-uvloop", "tcp"),
 ]
 #: what answers the handshakes by rote
@@ -112,7 +116,7 @@ WORKS = [
     Work(
         "echo-1000",
         "Echo, 1,000 connections",
-        [*EMBEDDED, UVICORN, *PEERS],
+        [*EMBEDDED, UVICORN, *PEERS, *BELOW],
         {"work": "echo", "connections": 1000},
     ),
     Work(
