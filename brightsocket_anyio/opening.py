@@ -59,7 +59,7 @@ def read_opening(data: bytes, settings: Settings) -> Opening | None:
         or (settings.compression and b"sec-websocket-extensions" in fields)
     ):
         return None
-    return Opening(head[1], headers, b64encode(sha1(key + _GUID).digest()), data[head.end() :])  # noqa: S324
+    return Opening(head[1], headers, b64encode(sha1(key + _GUID).digest()), data[head.end() :])  # noqa: S324 (as the RFC has it)
 
 
 def answer_head(accept: bytes, date: bytes) -> bytes:

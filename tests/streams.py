@@ -15,6 +15,26 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
 
+class Given(anyio.abc.ByteStream):
+    """Brings what it is given, and keeps what is sent."""
+
+    def __init__(self, chunks: list[bytes]) -> None:
+        self.chunks = chunks
+        self.sent = b""
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        if not self.chunks:
+            raise anyio.EndOfStream
+        return self.chunks.pop(0)
+
+    async def send(self, item: bytes) -> None:
+        self.sent += item
+
+    async def send_eof(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
 class MemoryStream(anyio.abc.ByteStream):
     """One end of :func:`linked`."""
 

@@ -8,7 +8,6 @@ from typing import Any
 from unittest.mock import patch
 
 import anyio
-import anyio.abc
 import h11
 import pytest
 from hypothesis import example, given
@@ -20,7 +19,7 @@ from brightsocket_anyio.opening import read_opening
 from brightsocket_anyio.settings import Settings
 from brightsocket_anyio.transport import Receive, Scope, Send, WebSocketRequest
 
-from .streams import CLOSE, TEXT, frame
+from .streams import CLOSE, TEXT, Given, frame
 
 SETTINGS = Settings(max_head_size=1000)
 COMPRESSING = Settings(max_head_size=1000, compression=True)
@@ -150,26 +149,6 @@ def test_extensions_are_left_alone_where_they_are_negotiated() -> None:
 
 
 # -- both ways
-
-
-class Given(anyio.abc.ByteStream):
-    """Brings what it is given, and keeps what is sent."""
-
-    def __init__(self, chunks: list[bytes]) -> None:
-        self.chunks = chunks
-        self.sent = b""
-
-    async def receive(self, max_bytes: int = 65536) -> bytes:
-        if not self.chunks:
-            raise anyio.EndOfStream
-        return self.chunks.pop(0)
-
-    async def send(self, item: bytes) -> None:
-        self.sent += item
-
-    async def send_eof(self) -> None: ...
-
-    async def aclose(self) -> None: ...
 
 
 class Told:

@@ -6,7 +6,6 @@ from itertools import pairwise
 from typing import Any
 
 import anyio
-import anyio.abc
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -17,7 +16,7 @@ from brightsocket_anyio.transports import sieve
 from brightsocket_anyio.transports.sieve import LONGEST, Sieve
 from brightsocket_anyio.transports.stream import WebSocket, open_core
 
-from .streams import BINARY, CLOSE, CONT, PING, PONG, TEXT, frame
+from .streams import BINARY, CLOSE, CONT, PING, PONG, TEXT, Given, frame
 
 SETTINGS = Settings(max_payload=2 * LONGEST, max_fragments=8)
 
@@ -46,26 +45,6 @@ def frames(draw: Any) -> bytes:
         rsv=draw(st.sampled_from([0, 0, 0, 1, 4])),
         masked=draw(st.sampled_from([True, True, True, False])),
     )
-
-
-class Given(anyio.abc.ByteStream):
-    """Brings what it is given, and keeps what is sent."""
-
-    def __init__(self, chunks: list[bytes]) -> None:
-        self.chunks = chunks
-        self.sent = b""
-
-    async def receive(self, max_bytes: int = 65536) -> bytes:
-        if not self.chunks:
-            raise anyio.EndOfStream
-        return self.chunks.pop(0)
-
-    async def send(self, item: bytes) -> None:
-        self.sent += item
-
-    async def send_eof(self) -> None: ...
-
-    async def aclose(self) -> None: ...
 
 
 def heard(data: bytes, cuts: list[int], longest: int) -> tuple[list[Any], str, bytes]:

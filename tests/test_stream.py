@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Literal
 
 import anyio
-import anyio.abc
 import pytest
 from anyio.lowlevel import checkpoint
 from websockets.client import ClientProtocol
@@ -33,7 +32,7 @@ from brightsocket_anyio.transports.stream import (
     open_core,
 )
 
-from .streams import BINARY, CLOSE, CONT, PING, PONG, TEXT, MemoryStream, frame, linked
+from .streams import BINARY, CLOSE, CONT, PING, PONG, TEXT, Given, MemoryStream, frame, linked
 
 SMALL = Settings(max_payload=1000)
 
@@ -618,25 +617,13 @@ async def test_a_bad_packet_alone() -> None:
 async def test_a_cancellation_while_the_answer_to_close_waits_for_its_turn_does_not_lose_it() -> None:
     """The peer would wait for it for the close timeout."""
 
-    class Stream(anyio.abc.ByteStream):
-        sent = b""
-        given = frame(CLOSE, b"\x03\xe8", masked=False)
-
-        async def receive(self, max_bytes: int = 65_536) -> bytes:
-            given, self.given = self.given, b""
-            if not given:
-                raise anyio.EndOfStream
+    class CancelsWhoReads(Given):
+        async def receive(self, max_bytes: int = 65536) -> bytes:
+            data = await super().receive(max_bytes)
             scope.cancel()
-            return given
+            return data
 
-        async def send(self, item: bytes) -> None:
-            self.sent += item
-
-        async def send_eof(self) -> None: ...
-
-        async def aclose(self) -> None: ...
-
-    stream = Stream()
+    stream = CancelsWhoReads([frame(CLOSE, b"\x03\xe8", masked=False)])
     websocket = WebSocket(stream, open_core(Side.CLIENT, (), Settings()), Settings())
     with anyio.CancelScope() as scope:
         await websocket.receive()

@@ -121,7 +121,7 @@ for _each in (Road, RoadInput, Stay, StayInput, Timer):
     _each.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
-# a global is found in a fifth of the time that an enumeration's member takes
+# on Python 3.11 a global is found in an eighth of the time that an enumeration's member takes
 _MESSAGE, _EVENT, _ACTIVE = PacketType.MESSAGE, socketio.PacketType.EVENT, Stay.ACTIVE
 _OPENING, _CLOSED = Road.OPENING, Road.CLOSED
 _ABSENT, _CONNECTED, _ENDED_STAY, _IDENTIFY = Stay.ABSENT, Stay.CONNECTED, Stay.ENDED, StayInput.IDENTIFY

@@ -150,10 +150,12 @@ def acceptor_of(listener: anyio.abc.SocketListener) -> Callable[[], Awaitable[an
     """
     match type(listener).__module__:
         case "anyio._backends._asyncio":
-            return partial(_accept_on_asyncio, listener.extra(SocketAttribute.raw_socket))  # noqa: S610
+            accept: Callable[[socket.socket], Awaitable[anyio.abc.ByteStream]] = _accept_on_asyncio
         case "anyio._backends._trio":
-            return partial(_accept_on_trio, listener.extra(SocketAttribute.raw_socket))  # noqa: S610
-    return listener.accept
+            accept = _accept_on_trio
+        case _:
+            return listener.accept
+    return partial(accept, listener.extra(SocketAttribute.raw_socket))  # noqa: S610 (Django's is another)
 
 
 async def _accept_on_trio(listener: socket.socket) -> TrioStream:

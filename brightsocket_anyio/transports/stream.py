@@ -43,7 +43,7 @@ _FRAME_KEYS = {3: "websocket frame 3", 4: "websocket frame 4"}
 #: the head of an unmasked text by its length (RFC 6455, section 5.2: FIN, the opcode, the length)
 _SHORT_TEXT = [bytes((0x80 | Opcode.TEXT, length)) for length in range(126)]
 
-# a global is found in a fifth of the time that an enumeration's member takes
+# on Python 3.11 a global is found in an eighth of the time that an enumeration's member takes
 _OPEN = State.OPEN
 
 #: where the core logs; at the level DEBUG it logs every frame
