@@ -41,7 +41,7 @@ from .parking import open_tasks
 from .settings import Settings
 from .transport import Headers as HeaderList
 from .transport import Message, Receive, Scope, Send, WebSocketRequest
-from .transports.sockets import acceptor_of, receive_nowait
+from .transports.sockets import acceptor_of, prompt_stream
 from .transports.stream import READ_SIZE, STREAM_ERRORS, StreamTransport, WebSocket, describe, open_core, send_all
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -428,7 +428,8 @@ class _Connection:
     async def _begin(self) -> bytes:
         """The first bytes; empty when none come."""
         # whoever connects has mostly sent them by now
-        data = b"" if self.service.drained else receive_nowait(self.stream, READ_SIZE)
+        prompt = None if self.service.drained else prompt_stream(self.stream)
+        data = b"" if prompt is None else prompt.receive_nowait(READ_SIZE)
         return data or await self._wait(self.service.settings.head_timeout)
 
     async def _wait(self, patience: float) -> bytes:

@@ -548,23 +548,35 @@ class Session:
         while self._cause is None:
             self._waiting = True
             packets, self._pushed_back = self._pushed_back, []
-            if not packets:
+            if not packets or self.take(packets):
                 try:
-                    packets = await self.receive()
+                    await self.feed(self._take_alone)
                 except Exception as exc:
                     self.lose(exc)
-            if not self.take(packets):
-                await self._pause()
-            elif not self._may_change and (workers := self._sink.workers) is not None and workers.willing:
+            if self._waiting and not self._pushed_back and (workers := self._willing_workers) is not None:
                 if self._returned is None:
                     self._returned = Parking()
                 workers.lend(self)
                 await self._returned.wait()
-                await self._pause()
+            await self._pause()
 
-    def receive(self) -> Awaitable[list[Packet]]:
-        """Wait for the next packets; there are none if the session has changed its road meanwhile."""
-        return self._receive() if self._may_change else self.transport.receive()
+    def _take_alone(self, packets: list[Packet]) -> bool:
+        # what came with another road is first
+        return self.take(packets) and not self._pushed_back and self._willing_workers is None
+
+    @property
+    def _willing_workers(self) -> Workers | None:
+        """Who may read for the session."""
+        workers = None if self._may_change else self._sink.workers
+        return workers if workers is not None and workers.willing else None
+
+    async def feed(self, take: Callable[[list[Packet]], bool], /) -> None:
+        """Wait for packets, and call ``take`` with them, until that returns ``False``; with none if the session has
+        changed its road meanwhile."""
+        while self._prompt is None or self._may_change:
+            if not take(await (self._receive() if self._may_change else self.transport.receive())):
+                return
+        await self._prompt.feed(take)
 
     def lose(self, failure: Exception, /) -> None:
         """The transport is at its end, and the session with it."""

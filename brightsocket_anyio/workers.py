@@ -16,8 +16,11 @@ Job = Callable[[], Coroutine[Any, Any, None]]
 class Reading(Protocol):
     """The reading of a session, which a worker may do that has nothing else to do."""
 
-    def receive(self) -> Awaitable[list[Any]]:
-        """Wait for what comes next. Cancelled, nothing is lost."""
+    def feed(self, take: Callable[[list[Any]], bool], /) -> Awaitable[None]:
+        """Wait for what comes, and call ``take`` with it, until that returns ``False``. Cancelled, nothing is lost.
+
+        :raises Exception: there is nothing more to wait for.
+        """
         ...
 
     def lose(self, failure: Exception, /) -> None:
@@ -43,7 +46,8 @@ class Workers:
 
     Between the jobs that worker may read for its session, if that lends it the reading: what a message asks for is then
     done in the task that has read it, while all of it is in the processor's caches, where it would else take a switch
-    to another task. When a job blocks, the reading goes back at that moment.
+    to another task. It is even done within the call that brings the message, so that nothing has to be made anew to
+    wait for the next one. When a job blocks, the reading goes back at that moment.
 
     :param task_group: the scope that owns the workers; what a job raises goes to it.
     :param enter: called at the start of each worker's task, whose context comes from whoever happened to start it.
@@ -64,6 +68,9 @@ class Workers:
         #: whether the latest job has not blocked
         self._swift = True
         self._reading: Reading | None = None
+        #: of what was begun within that: a job that blocks, or what one has raised
+        self._begun: _Begun | None = None
+        self._failure: Exception | None = None
         self._finishing = False
         self._stopped = False
 
@@ -126,46 +133,84 @@ class Workers:
             self._helpers -= 1
 
     async def _serve(self, *, attending: bool) -> None:
-        """All that a worker does, in one coroutine: another one for each message would take 2 % of an echo's time."""
         while True:
-            while self._jobs:
-                # whatever is submitted now has somebody, unless this job blocks
-                self._coming = True
-                coroutine = self._jobs.pop(0)()
-                self._running += 1
-                try:
-                    waited_for = coroutine.send(None)
-                except StopIteration:
-                    self._swift = True
-                else:
-                    self._swift = self._coming = False
-                    if attending:
-                        self._return_reading()
-                    if self._jobs:
-                        self._call()
-                    await _go_on(coroutine, waited_for)
-                finally:
-                    self._running -= 1
-            self._coming = False
+            while (begun := self._begin()) is not None:
+                await self._see_through(begun, attending)
             if self._helpers and attending:
                 # who has parked meanwhile sees that somebody else does, and goes
                 self._parking.wake()
             if self._finishing and not self._running:
                 self._parking.wake()
                 return
-            if not attending and self._parking.taken:
+            if attending and self._reading is not None:
+                await self._read(self._reading)
+            elif not attending and (self._parking.taken or self._reading is not None):
                 return
-            if self._reading is None or not attending:
+            else:
                 await self._parking.wait()
-                continue
-            try:
-                received = await self._reading.receive()
-            except Exception as exc:
-                self._reading.lose(exc)
-                received = []
+
+    async def _read(self, reading: Reading) -> None:
+        try:
+            await reading.feed(self._consume)
+        except Exception as exc:
+            reading.lose(exc)
+            self._return_reading()
+        begun, self._begun, failure, self._failure = self._begun, None, self._failure, None
+        if failure is not None:
+            raise failure
+        if begun is not None:
+            await self._see_through(begun, True)
+
+    def _consume(self, received: list[Any]) -> bool:
+        """Take what has been read, do what it asks for as far as that does not block, and return whether to read on."""
+        reading = self._reading
+        assert reading is not None
+        # whatever is submitted now has somebody
+        self._coming = True
+        if not reading.take(received):
+            self._return_reading()
+        try:
+            self._begun = self._begin()
+        except Exception as exc:
+            # no failure of what reads, in which this runs
+            self._failure = exc
+            return False
+        return self._begun is None and self._reading is not None and not self._helpers and not self._finishing
+
+    def _begin(self) -> _Begun | None:
+        """Begin jobs, one after the other, until one blocks: that one."""
+        while self._jobs:
+            # whatever is submitted now has somebody, unless this job blocks
             self._coming = True
-            if not self._reading.take(received):
-                self._return_reading()
+            coroutine = self._jobs.pop(0)()
+            self._running += 1
+            try:
+                waited_for = coroutine.send(None)
+            except StopIteration:
+                self._swift = True
+                self._running -= 1
+            except BaseException:
+                self._running -= 1
+                raise
+            else:
+                self._swift = self._coming = False
+                return coroutine, waited_for
+        self._coming = False
+        return None
+
+    async def _see_through(self, begun: _Begun, attending: bool) -> None:
+        if attending:
+            self._return_reading()
+        if self._jobs:
+            self._call()
+        try:
+            await _go_on(*begun)
+        finally:
+            self._running -= 1
+
+
+#: a coroutine that has begun, and what it waits for
+_Begun = tuple[Coroutine[Any, Any, None], Any]
 
 
 @types.coroutine

@@ -41,9 +41,11 @@ class Given:
     def give(self, job: Any) -> None:
         self._give.send_nowait(job)
 
-    async def receive(self) -> list[Any]:
-        self.readers.append(here())
-        return [await self._given.receive()]
+    async def feed(self, take: Callable[[list[Any]], bool], /) -> None:
+        more = True
+        while more:
+            self.readers.append(here())
+            more = take([await self._given.receive()])
 
     def take(self, received: list[Any], /) -> bool:
         for job in received:

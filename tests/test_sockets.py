@@ -15,7 +15,7 @@ from anyio.streams.stapled import MultiListener
 
 from brightsocket_anyio import ConnectionLost
 from brightsocket_anyio.transports import sockets
-from brightsocket_anyio.transports.sockets import TrioStream, acceptor_of, receive_nowait, writer_of
+from brightsocket_anyio.transports.sockets import TrioStream, acceptor_of, prompt_stream
 from brightsocket_anyio.transports.stream import send_all
 
 from .support import PATIENCE, until
@@ -103,8 +103,7 @@ async def test_who_does_not_receive_holds_back_the_peer() -> None:
 
 async def test_writing_without_waiting() -> None:
     async with pair() as (here, there):
-        write = writer_of(here)
-        assert write is not None
+        write = here.send_nowait
         assert write(b"hello") == 5
         assert await there.receive() == b"hello"
         written = 0
@@ -121,25 +120,25 @@ async def test_writing_without_waiting() -> None:
 
 async def test_reading_without_waiting() -> None:
     async with pair() as (here, there):
-        assert receive_nowait(here, 100) == b""
+        assert here.receive_nowait(100) == b""
         await there.send(b"hello")
         received = b""
 
         def complete() -> bool:
             nonlocal received
-            received += receive_nowait(here, 2)
+            received += bytes(here.receive_nowait(2))
             return received == b"hello"
 
         await until(complete)
-        assert receive_nowait(here, 100) == b""
+        assert here.receive_nowait(100) == b""
         await there.send(b"rest")
         assert await here.receive() == b"rest"
         await there.send_eof()
         with pytest.raises(anyio.EndOfStream):
             await here.receive()
-        assert receive_nowait(here, 100) == b""
+        assert here.receive_nowait(100) == b""
         await here.aclose()
-        assert receive_nowait(here, 100) == b""
+        assert here.receive_nowait(100) == b""
 
 
 async def test_what_is_small_is_sent_at_once() -> None:
@@ -163,8 +162,7 @@ async def test_who_waits_hears_that_the_stream_is_closed() -> None:
             tg.start_soon(send)
             await anyio.wait_all_tasks_blocked()
             await here.aclose()
-        write = writer_of(here)
-        assert write is not None
+        write = here.send_nowait
         assert write(b"late") == 0
         with pytest.raises(anyio.ClosedResourceError):
             await here.receive()
@@ -181,8 +179,7 @@ async def test_a_peer_that_breaks_off() -> None:
             await here.receive()
         with pytest.raises(anyio.BrokenResourceError):
             await send_for_ever(here)
-        write = writer_of(here)
-        assert write is not None
+        write = here.send_nowait
         assert write(b"late") == 0
 
 
@@ -284,8 +281,7 @@ async def test_addresses(host: str) -> None:
 async def test_other_streams_are_used_in_the_usual_way() -> None:
     async with pair() as (here, there):
         await here.send(b"hello")
-        assert writer_of(there) is None
-        assert receive_nowait(there, 100) == b""
+        assert prompt_stream(there) is None
         assert await there.receive() == b"hello"
 
 

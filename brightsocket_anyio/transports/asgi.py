@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal, cast
 
 import anyio
@@ -17,7 +17,7 @@ from anyio.lowlevel import checkpoint
 from ..errors import ConnectionLost, ProtocolError, fresh
 from ..protocol.engineio import Packet, decode, encode
 from ..settings import Settings
-from ..transport import Headers, Message, Receive, Scope, Send
+from ..transport import Headers, Message, Receive, Scope, Send, receive_once
 
 _UVICORN = {
     "uvicorn.protocols.websockets.websockets_sansio_impl",
@@ -83,14 +83,24 @@ class ASGIWebSocketTransport:
         return True
 
     async def receive(self) -> list[Packet]:
-        if self._closed:
-            raise anyio.ClosedResourceError
-        if self._end is not None:
-            raise fresh(self._end)
-        try:
-            message = await self._asgi_receive()
-        except Exception as exc:
-            raise self._finish(ConnectionLost("transport error", f"{type(exc).__name__}: {exc}")) from exc
+        return await receive_once(self)
+
+    async def feed(self, take: Callable[[list[Packet]], bool]) -> None:
+        # nothing is kept while it waits: what is, the garbage collector has to look at, for each message
+        more = True
+        while more:
+            if self._closed:
+                raise anyio.ClosedResourceError
+            if self._end is not None:
+                raise fresh(self._end)
+            try:
+                message = await self._asgi_receive()
+            except Exception as exc:
+                raise self._finish(ConnectionLost("transport error", f"{type(exc).__name__}: {exc}")) from exc
+            more = take([self._packet_of(message)])
+            del message
+
+    def _packet_of(self, message: Message) -> Packet:
         if self._closed:
             raise anyio.ClosedResourceError
         if message["type"] != "websocket.receive":
@@ -101,7 +111,7 @@ class ASGIWebSocketTransport:
         try:
             if 4 * len(content) > self._limit and _is_longer(content, self._limit):
                 raise _TooBig("message too big")
-            return [decode(content, self._eio)]
+            return decode(content, self._eio)
         except ProtocolError as exc:
             self._finish(fresh(exc))
             raise

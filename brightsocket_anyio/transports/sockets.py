@@ -1,9 +1,9 @@
 """Sockets of the embedded server that can be written to and read without a task switch, or else with fewer steps.
 
 Most messages are small and find the system's buffer empty: to hand them over at once spares the writer's task, its lock
-and its deadline, which are half of what an echo costs. :func:`writer_of` finds out where that is possible; everywhere
-else (TLS, other streams) messages go the usual way. :func:`receive_nowait` is the same for what has arrived: a client
-that connects has mostly sent its request by the time that somebody asks for it.
+and its deadline, which are half of what an echo costs. :func:`prompt_stream` tells where that is possible; everywhere
+else (TLS, other streams) messages go the usual way. ``receive_nowait`` is the same for what has arrived: a client that
+connects has mostly sent its request by the time that somebody asks for it.
 
 What :class:`AsyncioStream` saves: AnyIO's stream starts and stops reading around each ``receive`` (two system calls)
 and has no way to write without waiting. What :class:`TrioStream` saves: AnyIO's tries to read before it waits, which is
@@ -28,19 +28,16 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 #: bytes that may have been read and not been received before reading pauses
 _READ_AHEAD = 65_536
 
+#: what to wait for a socket raises when that is closed
+WAIT_ERRORS = (trio.ClosedResourceError,)
+
 #: takes as many bytes as it can at once, perhaps none, and returns how many; never waits, never raises
 Write = Callable[[bytes], int]
 
 
-def writer_of(stream: anyio.abc.ByteStream) -> Write | None:
-    """How to write to a stream at once, while nobody sends on it; ``None`` if that is not possible."""
-    return stream.send_nowait if isinstance(stream, TrioStream | AsyncioStream) else None
-
-
-def receive_nowait(stream: anyio.abc.ByteStream, max_bytes: int) -> bytes:
-    """What has arrived at a stream, while nobody receives from it; nothing if that would have to be waited for, if no
-    more comes, or if the stream cannot tell."""
-    return stream.receive_nowait(max_bytes) if isinstance(stream, TrioStream | AsyncioStream) else b""
+def prompt_stream(stream: anyio.abc.ByteStream) -> TrioStream | AsyncioStream | None:
+    """The stream, if it is one of these."""
+    return stream if isinstance(stream, TrioStream | AsyncioStream) else None
 
 
 class TrioStream(anyio.abc.ByteStream):
@@ -78,6 +75,12 @@ class TrioStream(anyio.abc.ByteStream):
         if not data:
             raise anyio.EndOfStream
         return data
+
+    def wait_readable(self) -> Awaitable[Any] | None:
+        """What to wait for until it is worth to call :meth:`receive_nowait`, while nobody else receives; ``None`` if
+        that is now, or never, as ``receive`` tells. To wait for it raises one of :data:`WAIT_ERRORS` when the stream is
+        closed meanwhile."""
+        return None if self._closed else trio.lowlevel.wait_readable(self._raw)  # noqa: ASYNC105, the caller awaits it
 
     def receive_nowait(self, max_bytes: int = 65_536) -> bytes:
         """What has arrived; nothing if that has to be waited for, or if no more comes, which ``receive`` tells."""
@@ -254,16 +257,9 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
     # -- for the stream's user
 
     async def receive(self, max_bytes: int = 65_536) -> bytes:
-        if self._readable is not None:
+        if self._readable is not None and not self._readable.done():
             raise anyio.BusyResourceError("reading from")
-        if self._chunks or self._eof or self._lost or self._closed:
-            await checkpoint()
-        else:
-            self._readable = self._loop.create_future()
-            try:
-                await self._readable
-            finally:
-                self._readable = None
+        await (self.wait_readable() or checkpoint())
         if self._closed:
             raise anyio.ClosedResourceError
         if not self._chunks:
@@ -271,6 +267,13 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
                 raise anyio.BrokenResourceError from self._cause
             raise anyio.EndOfStream
         return self._take(max_bytes)
+
+    def wait_readable(self) -> Awaitable[Any] | None:
+        """As :meth:`TrioStream.wait_readable`."""
+        if self._chunks or self._eof or self._lost or self._closed:
+            return None
+        self._readable = self._loop.create_future()
+        return self._readable
 
     def receive_nowait(self, max_bytes: int = 65_536) -> bytes:
         """What has arrived; nothing if that has to be waited for, or if no more comes, which ``receive`` tells."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import anyio
 import anyio.abc
@@ -22,10 +22,9 @@ from websockets.protocol import Protocol, Side, State
 from ..errors import ConnectionLost, ProtocolError, fresh
 from ..protocol.engineio import Packet, decode, encode
 from ..settings import Settings
+from ..transport import receive_once
 from .sieve import Sieve
-from .sockets import AsyncioStream, TrioStream, Write, writer_of
-
-T = TypeVar("T")
+from .sockets import WAIT_ERRORS, Write, prompt_stream
 
 #: bytes of one read. It bounds what a peer makes the core build at once: frames, and the pongs that the core adds by
 #: itself, which are all written before the next read.
@@ -59,10 +58,10 @@ async def send_all(stream: anyio.abc.ByteStream, data: bytes, stall: float) -> N
     """
     if not data:
         return
-    if len(data) <= WRITE_SIZE and isinstance(stream, AsyncioStream | TrioStream):
+    if len(data) <= WRITE_SIZE and (prompt := prompt_stream(stream)) is not None:
         # mostly there is room, which spares a deadline
-        data = data[stream.send_nowait(data) :]
-        if not data and stream.flushed:
+        data = data[prompt.send_nowait(data) :]
+        if not data and prompt.flushed:
             return
     # of nothing: to wait until the rest is on its way
     for start in range(0, len(data) or 1, WRITE_SIZE):
@@ -150,7 +149,7 @@ class WebSocket:
         self._max_fragments = settings.max_fragments
         #: held by whoever writes; most WebSockets never have to wait for that, and have none
         self._lock: anyio.Lock | None = None
-        self._write_nowait = writer_of(stream)
+        self._write_nowait = None if (prompt := prompt_stream(stream)) is None else prompt.send_nowait
         self._head = head
         #: what a write that did not wait has left, to be written before anything else
         self._tail = b""
@@ -291,14 +290,22 @@ class WebSocket:
         :raises ConnectionLost: the peer is gone.
         :raises ProtocolError: the peer sent something invalid and was sent the close code for it.
         """
-        return await self.receive_as(list)
+        received: list[str | bytes] = []
 
-    async def receive_as(self, convert: Callable[[list[str | bytes]], T]) -> T:
-        """The same, converted. Each coroutine that waits is an object for the garbage collector to look at, which among
-        a thousand connections takes a tenth of a message's time.
+        def take(messages: list[str | bytes]) -> bool:
+            received.extend(messages)
+            return False
 
-        :raises: as :meth:`receive`, and what ``convert`` does.
+        await self.feed(take)
+        return received
+
+    async def feed(self, take: Callable[[list[str | bytes]], bool]) -> None:
+        """Receive, as :meth:`receive` does, until ``take``, which is called with what has come, returns ``False``.
+
+        :raises: as :meth:`receive`, and what ``take`` does.
         """
+        # nothing is kept while it waits: what is, the garbage collector has to look at, for each message
+        prompt = prompt_stream(self._stream)
         self._begin_to_receive()
         try:
             while True:
@@ -308,20 +315,32 @@ class WebSocket:
                     await self._answer()
                 if self._received:
                     received, self._received = self._received, []
-                    return convert(received)
+                    more = take(received)
+                    del received
+                    if not more:
+                        return
+                    continue
                 if self._end is not None:
                     raise fresh(self._end)
                 if self._lost is not None:
                     raise fresh(self._lost)
                 if self._leading:
                     data, self._leading = self._leading[:READ_SIZE], self._leading[READ_SIZE:]
-                else:
-                    try:
+                    self._digest(data)
+                    continue
+                data = b""
+                try:
+                    if prompt is not None and (readable := prompt.wait_readable()) is not None:
+                        await readable
+                        data = prompt.receive_nowait(READ_SIZE)
+                    if not data:
                         data = await self._stream.receive(READ_SIZE)
-                    except STREAM_ERRORS as exc:
-                        self._note_end(exc)
-                        continue
-                self._digest(data)
+                except WAIT_ERRORS:
+                    self._note_end(anyio.ClosedResourceError())
+                except STREAM_ERRORS as exc:
+                    self._note_end(exc)
+                else:
+                    self._digest(data)
         finally:
             self._receiving = False
 
@@ -478,11 +497,11 @@ class WebSocket:
         returns whether they are closed."""
         if self._closed:
             return True
-        if not isinstance(self._stream, AsyncioStream | TrioStream) or not self._is_done:
+        if (prompt := prompt_stream(self._stream)) is None or not self._is_done:
             return False
         self._closed = True
         self._finish(anyio.ClosedResourceError())
-        self._stream.close_nowait()
+        prompt.close_nowait()
         return True
 
     async def _shake_hands(self, code: int, reason: str) -> None:
@@ -578,10 +597,21 @@ class StreamTransport:
             frame = forms[self._frame_key] = frame_of(encode(packet, self._eio))
         return frame
 
-    def receive(self) -> Coroutine[Any, Any, list[Packet]]:
-        if self._error is not None:
-            raise fresh(self._error)
-        return self._websocket.receive_as(self._decode)
+    async def receive(self) -> list[Packet]:
+        return await receive_once(self)
+
+    async def feed(self, take: Callable[[list[Packet]], bool]) -> None:
+        more = True
+
+        def convert(messages: list[str | bytes]) -> bool:
+            nonlocal more
+            more = take(self._decode(messages))
+            return more and self._error is None
+
+        while more:
+            if self._error is not None:
+                raise fresh(self._error)
+            await self._websocket.feed(convert)
 
     def _decode(self, messages: list[str | bytes]) -> list[Packet]:
         eio = self._eio

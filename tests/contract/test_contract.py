@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Literal
 
 import anyio
@@ -91,6 +92,51 @@ async def test_order(road: Road) -> None:
         tg.start_soon(answer)
         assert await take(ours, 500) == messages
         assert [await peer.receive() for _ in messages] == messages
+
+
+async def feed(transport: Transport, take: Callable[[list[Packet]], bool]) -> None:
+    """As a session has itself fed."""
+    if hasattr(transport, "feed"):
+        await transport.feed(take)
+        return
+    while take(await transport.receive()):
+        pass
+
+
+async def test_being_fed_until_one_has_enough_and_again(road: Road) -> None:
+    async with road.open() as (ours, peer):
+        for meal in (1, 2, 5):
+            eaten: list[str | bytes] = []
+
+            def take(packets: list[Packet], meal: int = meal, eaten: list[str | bytes] = eaten) -> bool:
+                eaten.extend(packet.data for packet in packets)
+                return len(eaten) < meal
+
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(feed, ours, take)
+                for number in range(meal):
+                    await anyio.wait_all_tasks_blocked()
+                    assert eaten == [str(each) for each in range(number)]
+                    await peer.send(str(number))
+        await peer.send("more")
+        assert [packet.data for packet in await ours.receive()] == ["more"]
+
+
+async def test_being_fed_what_is_no_packet_behind_good_ones(road: Road) -> None:
+    async with road.open() as (ours, peer):
+        eaten: list[str | bytes] = []
+
+        def take(packets: list[Packet]) -> bool:
+            eaten.extend(packet.data for packet in packets)
+            return True
+
+        await peer.send("good")
+        await peer.send_nonsense()
+        with anyio.fail_after(PATIENCE), pytest.raises(ProtocolError):
+            await feed(ours, take)
+        assert eaten == ["good"]
+        with pytest.raises(ProtocolError):
+            await feed(ours, take)
 
 
 async def test_what_is_no_packet_is_an_error_and_hides_nothing_before_it(road: Road) -> None:
