@@ -6,6 +6,7 @@ import gc
 import json
 import math
 import os
+import socket
 import ssl
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -16,6 +17,7 @@ import anyio
 import anyio.lowlevel
 import httpcore
 import httpx
+import uvicorn
 from anyio.abc import ByteStream, Listener, TaskGroup, TaskStatus
 from websockets.client import ClientProtocol
 from websockets.extensions import ClientExtensionFactory
@@ -48,6 +50,21 @@ async def serve_in(api: Brightsocket, scope: anyio.CancelScope, *, task_status: 
     """Serve the API on a free port until a scope is cancelled."""
     with scope:
         await api.serve(port=0, task_status=task_status)
+
+
+@asynccontextmanager
+async def behind_uvicorn(api: Brightsocket) -> AsyncGenerator[Bound]:
+    """The API behind uvicorn, on asyncio's loop, which runs already."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(api, ws="websockets-sansio", log_level="error"))
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(server.serve, [listener])
+            await until(lambda: server.started)
+            port = listener.getsockname()[1]
+            try:
+                yield Bound((("127.0.0.1", port),), f"http://127.0.0.1:{port}")
+            finally:
+                server.should_exit = True
 
 
 class MemoryListener(Listener[ByteStream]):

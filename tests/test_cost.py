@@ -7,24 +7,22 @@ raise one says in the commit what it is good for. Times, and how they compare wi
 from __future__ import annotations
 
 import gc
-import socket
 import sys
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Self
 
 import anyio
 import pytest
-import uvicorn
 from sniffio import current_async_library_cvar
 
 import brightsocket_anyio
 from brightsocket_anyio import Bound, Brightsocket, Connection
 
-from .support import Raw, identified, serving, until
+from .support import Raw, behind_uvicorn, identified, serving, until
 
 PACKAGE = str(Path(brightsocket_anyio.__file__).parent)
 MESSAGES = 200
@@ -100,21 +98,6 @@ async def test_the_tasks_of_an_idle_connection() -> None:
                 await stack.enter_async_context(identified(bound, channel))
         await anyio.wait_all_tasks_blocked()
         assert len(anyio.get_running_tasks()) - before == 20 * 2
-
-
-@asynccontextmanager
-async def behind_uvicorn(api: Brightsocket) -> AsyncGenerator[Bound]:
-    """The API behind uvicorn, on the loop that runs already."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(api, ws="websockets-sansio", log_level="error"))
-        async with anyio.create_task_group() as tg:
-            tg.start_soon(server.serve, [listener])
-            await until(lambda: server.started)
-            port = listener.getsockname()[1]
-            try:
-                yield Bound((("127.0.0.1", port),), f"http://127.0.0.1:{port}")
-            finally:
-                server.should_exit = True
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "asyncio+uvloop"], indirect=True)

@@ -22,13 +22,13 @@ from websockets.uri import parse_uri
 from brightsocket_anyio.errors import ConnectionLost, ProtocolError
 from brightsocket_anyio.protocol.engineio import Packet, PacketType
 from brightsocket_anyio.settings import Settings
+from brightsocket_anyio.transports.frames import frame_of_message
 from brightsocket_anyio.transports.stream import (
     MAX_EMPTY_FRAGMENTS,
     READ_SIZE,
     WRITE_SIZE,
     StreamTransport,
     WebSocket,
-    frame_of,
     open_core,
 )
 
@@ -157,7 +157,7 @@ async def test_finished_frames() -> None:
     async with both() as (server, client):
         assert server.prepared
         assert not client.prepared
-        await server.send_frames([frame_of("a"), frame_of(b"b")])
+        await server.send_frames([frame_of_message("a"), frame_of_message(b"b")])
         assert await client.receive() == ["a", b"b"]
 
 

@@ -6,10 +6,9 @@ Servers differ in what they raise from ``send`` when the peer is gone: :exc:`OSE
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -18,11 +17,9 @@ from ..errors import ConnectionLost, ProtocolError, fresh
 from ..protocol.engineio import Packet, decode, encode
 from ..settings import Settings
 from ..transport import Headers, Message, Receive, Scope, Send, receive_once
+from .frames import frame_of
+from .uvicorn import writer_of
 
-_UVICORN = {
-    "uvicorn.protocols.websockets.websockets_sansio_impl",
-    "uvicorn.protocols.websockets.wsproto_impl",
-}
 #: bytes that a Close frame has room for, beside its code
 _MAX_REASON = 123
 
@@ -40,8 +37,8 @@ class ASGIWebSocketTransport:
         self._settings = settings
         self._lock = anyio.Lock(fast_acquire=True)
         self._limit = settings.max_payload
-        #: where sending may be tried at once; ``None`` when nothing can be sent any more, too
-        self._writable = _writable_of(send)
+        #: how a frame can be sent at once; ``None`` when nothing can be sent any more, too
+        self._write_nowait = writer_of(send)
         self._sending = anyio.CancelScope()
         self._closed = False
         self._end: Exception | None = None
@@ -59,24 +56,17 @@ class ASGIWebSocketTransport:
                     raise fresh(self._end)
                 if isinstance(self._end, anyio.EndOfStream):
                     raise ConnectionLost("transport close", "the peer has closed the WebSocket")
-                await self._send(self._message(packet))
+                message = encode(packet, self._eio)
+                key = "text" if isinstance(message, str) else "bytes"
+                await self._send({"type": "websocket.send", key: message})
 
     def send_nowait(self, packets: Sequence[Packet]) -> bool:
-        """Where the server is one whose ``send`` has nothing to wait for, it need not be waited for: a task switch is
-        two thirds of what an echo costs there."""
-        if self._writable is None or len(packets) != 1 or not self._writable.is_set() or self._lock.locked():
+        write, eio = self._write_nowait, self._eio
+        if write is None or self._lock.locked():
             return False
-        sending = cast("Coroutine[Any, Any, None]", self._asgi_send(self._message(packets[0])))
-        try:
-            sending.send(None)
-        except StopIteration:
-            return True
-        except Exception as exc:
-            self._finish(ConnectionLost("transport error", f"{type(exc).__name__}: {exc}"))
-            return False
-        sending.close()
-        self._finish(ConnectionLost("transport error", "the server waited where it never did"))
-        return False
+        if len(packets) == 1:
+            return write(frame_of(packets[0], eio))
+        return write(b"".join([frame_of(packet, eio) for packet in packets]))
 
     @property
     def flushed(self) -> bool:
@@ -125,7 +115,7 @@ class ASGIWebSocketTransport:
             await checkpoint()
             return
         self._closed = True
-        self._writable = None
+        self._write_nowait = None
         if isinstance(self._end, _TooBig):
             code, reason = 1009, str(self._end)
         reason = reason.encode()[:_MAX_REASON].decode(errors="ignore")
@@ -144,10 +134,6 @@ class ASGIWebSocketTransport:
             self._closed = True
             self._sending.cancel()
         return over
-
-    def _message(self, packet: Packet) -> Message:
-        message = encode(packet, self._eio)
-        return {"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message}
 
     async def _send(self, message: Message) -> None:
         """The one place that sends; the caller holds the lock. However it fails, nothing can be sent afterwards."""
@@ -170,7 +156,7 @@ class ASGIWebSocketTransport:
     def _finish(self, end: Exception) -> Exception:
         """Nothing can be sent or received any more; returns what says so."""
         self._end = end
-        self._writable = None
+        self._write_nowait = None
         return fresh(end)
 
 
@@ -237,16 +223,6 @@ class ASGIWebSocketRequest:
             if message["type"] != "websocket.connect":
                 raise ConnectionLost("transport close", "the peer is gone before its WebSocket was accepted")
             self._connecting = False
-
-
-def _writable_of(send: Send) -> asyncio.Event | None:
-    """What is set while uvicorn's ``send`` does not wait, if that is whose it is: with no application between, and of
-    an implementation that writes to asyncio's transport (``websockets-sansio`` and ``wsproto``)."""
-    protocol = getattr(send, "__self__", None)
-    if type(protocol).__module__ not in _UVICORN:
-        return None
-    writable = getattr(protocol, "writable", None)
-    return writable if isinstance(writable, asyncio.Event) else None
 
 
 class _TooBig(ProtocolError):

@@ -23,6 +23,7 @@ from ..errors import ConnectionLost, ProtocolError, fresh
 from ..protocol.engineio import Packet, decode, encode
 from ..settings import Settings
 from ..transport import receive_once
+from .frames import COMPRESSED_FROM, frame_of
 from .sieve import Sieve
 from .sockets import WAIT_ERRORS, Write, prompt_stream
 
@@ -33,14 +34,9 @@ READ_SIZE = 65_536
 WRITE_SIZE = 65_536
 #: empty fragments of one message; senders that end a message with one, or begin it with one, need two
 MAX_EMPTY_FRAGMENTS = 16
-#: bytes from which a message is compressed, on a WebSocket with permessage-deflate: below, little is gained
-COMPRESSED_FROM = 1024
 
 #: what a byte stream raises when it, or its peer, is gone; errors of TLS are OSErrors
 STREAM_ERRORS = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError)
-_FRAME_KEYS = {3: "websocket frame 3", 4: "websocket frame 4"}
-#: the head of an unmasked text by its length (RFC 6455, section 5.2: FIN, the opcode, the length)
-_SHORT_TEXT = [bytes((0x80 | Opcode.TEXT, length)) for length in range(126)]
 
 # on Python 3.11 a global is found in an eighth of the time that an enumeration's member takes
 _OPEN = State.OPEN
@@ -103,17 +99,6 @@ class _Compression(Extension):
 
     def encode(self, frame: Frame) -> Frame:
         return frame if len(frame.data) < COMPRESSED_FROM else self._negotiated.encode(frame)
-
-
-def frame_of(message: str | bytes) -> bytes:
-    """A message as one unmasked, uncompressed WebSocket frame, as a server sends it."""
-    if isinstance(message, str):
-        data = message.encode()
-        if len(data) < len(_SHORT_TEXT):
-            # the usual case, at a third of the time
-            return _SHORT_TEXT[len(data)] + data
-        return Frame(Opcode.TEXT, data).serialize(mask=False)
-    return Frame(Opcode.BINARY, message).serialize(mask=False)
 
 
 class WebSocket:
@@ -564,7 +549,6 @@ class StreamTransport:
     def __init__(self, websocket: WebSocket, eio: Literal[3, 4]) -> None:
         self._websocket = websocket
         self._eio = eio
-        self._frame_key = _FRAME_KEYS[eio]
         self._error: ProtocolError | None = None
 
     @property
@@ -586,16 +570,8 @@ class StreamTransport:
 
     def _frames(self, packets: Sequence[Packet]) -> list[bytes]:
         # there is mostly one, for which a comprehension takes twice as long
-        return [self._frame(packets[0])] if len(packets) == 1 else [self._frame(packet) for packet in packets]
-
-    def _frame(self, packet: Packet) -> bytes:
-        forms = packet.forms
-        if forms is None:
-            return frame_of(encode(packet, self._eio))
-        frame: bytes | None = forms.get(self._frame_key)
-        if frame is None:
-            frame = forms[self._frame_key] = frame_of(encode(packet, self._eio))
-        return frame
+        eio = self._eio
+        return [frame_of(packets[0], eio)] if len(packets) == 1 else [frame_of(packet, eio) for packet in packets]
 
     async def receive(self) -> list[Packet]:
         return await receive_once(self)
