@@ -10,13 +10,13 @@ from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 import anyio
-from anyio.abc import ObjectReceiveStream, TaskGroup
+from anyio.abc import ObjectReceiveStream
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from .ends import End
 from .errors import ConnectionLost
 from .inbox import Inbox, Item, Lane
-from .parking import Latch
+from .parking import Latch, Tasks, open_tasks
 from .protocol.state import Action, Unit
 from .receivers import Handler, Stream, unpack
 from .recovery import RECOVERABLE, Journal
@@ -175,7 +175,7 @@ class ConnectionCore:
         self._mark = object()
         #: marks the current task as one of the connection's
         self.enter: Callable[[], None] = enclosing(self._mark)
-        self._task_group: TaskGroup | None = None
+        self._task_group: Tasks | None = None
         self._workers: Workers
         self._room: anyio.Event | None = None
 
@@ -191,7 +191,7 @@ class ConnectionCore:
         :param begin: called once functions can be started in the scope.
         """
         try:
-            async with anyio.create_task_group() as self._task_group:
+            async with open_tasks() as self._task_group:
                 self._workers = Workers(self._task_group, self.enter, attended=True)
                 try:
                     if self.ended is not None:
@@ -328,21 +328,6 @@ class ConnectionCore:
             await checkpoint_if_cancelled()
             self.check()
 
-    async def send_action(self, action: str, args: tuple[Any, ...]) -> None:
-        """Send an action that wants no answer."""
-        if self.ended is not None:
-            self.check()
-        offset = None
-        if self.journal is not None:
-            offset = self.journal.mint()
-            args = (*args, offset)
-        unit = self.session.automaton.encode_action(self.namespace, action, args)
-        await checkpoint_if_cancelled()
-        if settling.get() is not None:
-            self.settle()
-        if offset is not None or not self.accepted or not self.session.send_at_once(unit):
-            await self._send(unit, offset=offset)
-
     def send_nowait(self, unit: Unit, sender: object | None = None, offset: str | None = None) -> bool:
         """Send a unit if there is room for it, now or when the client is back; returns whether there was.
 
@@ -358,7 +343,7 @@ class ConnectionCore:
             return True
         return False
 
-    async def _send(self, unit: Unit, call: _Call | None = None, offset: str | None = None) -> None:
+    async def send(self, unit: Unit, call: _Call | None = None, offset: str | None = None) -> None:
         """Send a unit once the connection is accepted. Returns when a buffer has taken it.
 
         :param call: what the unit asks for; once that is over, nothing is sent.
@@ -429,7 +414,7 @@ class ConnectionCore:
                 self.session.wake()
                 await checkpoint_if_cancelled()
                 self.settle()
-                await self._send(unit, call)
+                await self.send(unit, call)
                 await call.over.wait()
             finally:
                 del self._calls[id]
@@ -645,7 +630,21 @@ class Connection:
         :raises anyio.EndOfStream: the peer has ended the connection.
         :raises ConnectionLost: the connection was lost.
         """
-        await self._core.send_action(action, payload)
+        # in one coroutine: another one for each message takes as long as to encode it
+        core = self._core
+        if core.ended is not None:
+            core.check()
+        offset = None
+        if core.journal is not None:
+            offset = core.journal.mint()
+            payload = (*payload, offset)
+        session = core.session
+        unit = session.automaton.encode_action(core.namespace, action, payload)
+        await checkpoint_if_cancelled()
+        if settling.get() is not None:
+            core.settle()
+        if offset is not None or not core.accepted or session is not core.session or not session.send_at_once(unit):
+            await core.send(unit, offset=offset)
 
     async def call(self, action: str, *payload: Any) -> Any:
         """Send an action and wait for the peer's answer (a Socket.IO acknowledgement).

@@ -78,18 +78,22 @@ class Buffer:
         return item
 
 
-class Receiver(ABC):
-    """What takes an action's items: a stream or a handler.
+class Receiver(Buffer, ABC):
+    """What takes an action's items, a stream or a handler, with the buffer of those that it has not come to yet.
 
     :ivar answers: whether its result answers the peer's call.
     """
 
-    __slots__ = ("action", "buffer", "inbox")
+    __slots__ = ("action", "inbox")
 
     answers: bool = False
 
     def __init__(self, max_items: int, max_size: int) -> None:
-        self.buffer: Buffer = Buffer(max_items, max_size)
+        # without a call of the base's: there are several for each connection
+        self.items = _NO_ITEMS
+        self.size = 0
+        self.max_items = max_items
+        self.max_size = max_size
         self.inbox: Inbox | None = None
         self.action: str = ""
 
@@ -104,13 +108,19 @@ class Receiver(ABC):
             self.inbox.freed(self.action)
 
 
-@dataclass(slots=True, eq=False)
-class Lane:
-    action: str
-    waiting: Buffer
-    receivers: list[Receiver]
-    #: filters are at work on one of its items
-    busy: bool = False
+class Lane(Buffer):
+    """What has arrived for one action and waits, and the action's receivers.
+
+    :ivar busy: whether filters are at work on one of its items.
+    """
+
+    __slots__ = ("action", "busy", "receivers")
+
+    def __init__(self, action: str, max_items: int, max_size: int) -> None:
+        super().__init__(max_items, max_size)
+        self.action = action
+        self.receivers: list[Receiver] = []
+        self.busy: bool = False
 
 
 class Inbox:
@@ -155,7 +165,7 @@ class Inbox:
         lane = self._lanes.get(action)
         if lane is None:
             lane = self._lanes[action] = self._new_lane(action)
-        if self._full and action in self._full and not lane.waiting.has_room(size, 2):
+        if self._full and action in self._full and not lane.has_room(size, 2):
             return False
         self._order += 1
         item = Item(args, question, size, self._order)
@@ -164,14 +174,14 @@ class Inbox:
             len(receivers) == 1
             and question is None
             and self.open
-            and not (lane.waiting.items or lane.busy or self.filtering)
-            and (not (buffer := receivers[0].buffer).items or buffer.has_room(size))
+            and not (lane.items or lane.busy or self.filtering)
+            and (not (receiver := receivers[0]).items or receiver.has_room(size))
         ):
             # the usual case: nothing waits, and nothing has to
             item.filtered = True
-            receivers[0].put(item)
+            receiver.put(item)
             return True
-        lane.waiting.push(item)
+        lane.push(item)
         if receivers:
             self._pump(lane)
         else:
@@ -185,12 +195,13 @@ class Inbox:
         lane = self._lanes.get(action)
         if lane is None:
             lane = self._lanes[action] = self._new_lane(action)
-        waiting = lane.waiting
-        if waiting.items and not lane.receivers:
-            self._count(-len(waiting.items), -waiting.size)
-        lane.receivers.append(receiver)
-        if waiting.items:
+        if lane.items:
+            if not lane.receivers:
+                self._count(-len(lane.items), -lane.size)
+            lane.receivers.append(receiver)
             self._pump(lane)
+        else:
+            lane.receivers.append(receiver)
 
     def detach(self, receiver: Receiver) -> None:
         """Remove a receiver. What the last one leaves unread waits again, in its order."""
@@ -202,11 +213,11 @@ class Inbox:
         if lane.receivers:
             self._pump(lane)
             return
-        while receiver.buffer.items:
-            item = receiver.buffer.items.pop()
-            receiver.buffer.size -= item.size
-            lane.waiting.push_back(item)
-        self._count(len(lane.waiting.items), lane.waiting.size)
+        while receiver.items:
+            item = receiver.items.pop()
+            receiver.size -= item.size
+            lane.push_back(item)
+        self._count(len(lane.items), lane.size)
         self._mark(lane)
         self._drop_overflow()
         self._tidy(lane)
@@ -215,8 +226,8 @@ class Inbox:
     def accept(self) -> None:
         """The connection is accepted: whatever has receivers goes to them, in the order in which it arrived."""
         self.open = True
-        lanes = [lane for lane in self._lanes.values() if lane.waiting.items and lane.receivers]
-        for lane in sorted(lanes, key=lambda lane: lane.waiting.items[0].order):
+        lanes = [lane for lane in self._lanes.values() if lane.items and lane.receivers]
+        for lane in sorted(lanes, key=lambda lane: lane.items[0].order):
             self._pump(lane)
 
     def close(self, *, hand_on: bool = False) -> None:
@@ -228,8 +239,8 @@ class Inbox:
         rest: dict[str, Lane] = {}
         if hand_on and self.open:
             for lane in self._lanes.values():
-                while lane.receivers and lane.waiting.items and self._has_passed(lane.waiting.items[0]):
-                    self.hand_on(lane, lane.waiting.pop())
+                while lane.receivers and lane.items and self._has_passed(lane.items[0]):
+                    self.hand_on(lane, lane.pop())
                 if not lane.receivers:
                     rest[lane.action] = lane
         self.open = False
@@ -248,27 +259,27 @@ class Inbox:
         """When the inbox is closed: what had arrived for an action without receivers. Only filters that are gone could
         let the rest of it pass."""
         lane = self._lanes.pop(action, None)
-        return [] if lane is None else list(takewhile(self._has_passed, lane.waiting.items))
+        return [] if lane is None else list(takewhile(self._has_passed, lane.items))
 
     def freed(self, action: str) -> None:
         """One of an action's receivers has room again: hand on what it waited for."""
         lane = self._lanes.get(action)
-        if lane is not None and (lane.waiting.items or self.full or self.watched):
+        if lane is not None and (lane.items or self.full or self.watched):
             self._pump(lane)
 
     def ready(self, lane: Lane, item: Item) -> bool:
         """Whether an item that the filters hold may be handed on: what came before it has been, and there is room."""
-        while lane.receivers and lane.waiting.items and lane.waiting.items[0].order < item.order:
-            if not self._has_room(lane, lane.waiting.items[0]):
+        while lane.receivers and lane.items and lane.items[0].order < item.order:
+            if not self._has_room(lane, lane.items[0]):
                 return False
-            self.hand_on(lane, lane.waiting.pop())
+            self.hand_on(lane, lane.pop())
         return self._has_room(lane, item)
 
     def hand_on(self, lane: Lane, item: Item) -> None:
         """Give an item to every receiver of its lane; where there is none left, it waits again, in its place."""
         item.filtered = True
         if not lane.receivers:
-            lane.waiting.insert(item)
+            lane.insert(item)
             self._count(1, item.size)
             self._drop_overflow()
             return
@@ -281,9 +292,9 @@ class Inbox:
 
     def take(self, lane: Lane) -> Item | None:
         """Take a lane's next item for the filters, if it still has one and a receiver; :meth:`done` follows."""
-        if not lane.receivers or not lane.waiting.items:
+        if not lane.receivers or not lane.items:
             return None
-        item = lane.waiting.pop()
+        item = lane.pop()
         self._mark(lane)
         self._changed()
         return item
@@ -298,17 +309,16 @@ class Inbox:
         return item.filtered or not self.filtering
 
     def _new_lane(self, action: str) -> Lane:
-        return Lane(action, Buffer(self._max_items, self._max_size), [])
+        return Lane(action, self._max_items, self._max_size)
 
     def _pump(self, lane: Lane) -> None:
-        waiting = lane.waiting
-        while self.open and waiting.items and lane.receivers and not lane.busy:
-            item = waiting.items[0]
+        while self.open and lane.items and lane.receivers and not lane.busy:
+            item = lane.items[0]
             if not self._has_passed(item):
                 lane.busy = True
                 self._filter(lane)
             elif self._has_room(lane, item):
-                waiting.pop()
+                lane.pop()
                 self.hand_on(lane, item)
             else:
                 break
@@ -316,11 +326,11 @@ class Inbox:
         self._changed()
 
     def _has_room(self, lane: Lane, item: Item) -> bool:
-        return all(receiver.buffer.has_room(item.size) for receiver in lane.receivers)
+        return all(receiver.has_room(item.size) for receiver in lane.receivers)
 
     def _mark(self, lane: Lane) -> None:
         # once full, a lane stays so until it is half empty: the session does not stop and go for each message
-        if lane.receivers and not lane.waiting.has_room(1, 0.5 if lane.action in self._full else 1):
+        if lane.receivers and not lane.has_room(1, 0.5 if lane.action in self._full else 1):
             self._full[lane.action] = None
         else:
             self._full.pop(lane.action, None)
@@ -332,15 +342,15 @@ class Inbox:
 
     def _drop_overflow(self) -> None:
         while self._unclaimed > self._max_items or (self._unclaimed > 1 and self._unclaimed_size > self._max_size):
-            lanes = [lane for lane in self._lanes.values() if lane.waiting.items and not lane.receivers]
-            oldest = min(lanes, key=lambda lane: lane.waiting.items[0].order)
-            item = oldest.waiting.pop()
+            lanes = [lane for lane in self._lanes.values() if lane.items and not lane.receivers]
+            oldest = min(lanes, key=lambda lane: lane.items[0].order)
+            item = oldest.pop()
             self._count(-1, -item.size)
             self._dropped(oldest.action)
             self._tidy(oldest)
 
     def _tidy(self, lane: Lane) -> None:
-        if not lane.receivers and not lane.waiting.items and not lane.busy:
+        if not lane.receivers and not lane.items and not lane.busy:
             self._lanes.pop(lane.action, None)
 
 

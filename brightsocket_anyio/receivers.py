@@ -59,7 +59,7 @@ class Stream(Receiver, ObjectReceiveStream[Any]):
         self._end: End | None = None
 
     def put(self, item: Item) -> None:
-        self.buffer.push(item)
+        self.push(item)
         self._wake()
 
     def end(self, end: End) -> None:
@@ -74,11 +74,11 @@ class Stream(Receiver, ObjectReceiveStream[Any]):
         :raises anyio.ClosedResourceError: the stream or its connection was closed on this side.
         :raises anyio.BusyResourceError: another task receives from this stream.
         """
-        if self.buffer.items and self._run < RUN:
+        if self.items and self._run < RUN:
             # what waits already is handed out without a trip through the loop, a few at a time
             self._run += 1
             await checkpoint_if_cancelled()
-        elif self.buffer.items or self._closed or self._end is not None:
+        elif self.items or self._closed or self._end is not None:
             self._run = 0
             await checkpoint()
         self._owner.settle()
@@ -88,14 +88,14 @@ class Stream(Receiver, ObjectReceiveStream[Any]):
             if self._closed or (self._end is not None and self._end.code == "closed"):
                 await checkpoint_if_cancelled()
                 raise anyio.ClosedResourceError
-            if self.buffer.items:
+            if self.items:
                 break
             if self._end is not None:
                 await checkpoint_if_cancelled()
                 raise self._end.exception()
             self._run = 0
             await self._arrived.wait()
-        item = self.buffer.pop()
+        item = self.pop()
         self.freed()
         return unpack(item.args)
 
@@ -147,7 +147,7 @@ class Handler(Receiver):
             self._running += 1
             self._workers().submit(partial(self._work, item))
         else:
-            self.buffer.push(item)
+            self.push(item)
 
     async def _work(self, item: Item) -> None:
         try:
@@ -162,9 +162,9 @@ class Handler(Receiver):
                 raise
             self._failed(exc)
         finally:
-            if self.buffer.items:
+            if self.items:
                 # behind those of other actions that wait for a worker already
-                self._workers().submit(partial(self._work, self.buffer.pop()))
+                self._workers().submit(partial(self._work, self.pop()))
                 self.freed()
             else:
                 self._running -= 1

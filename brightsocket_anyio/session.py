@@ -561,8 +561,15 @@ class Session:
             await self._pause()
 
     def _take_alone(self, packets: list[Packet]) -> bool:
+        if not self.take(packets):
+            if self._pushed_back or self._unhandled is None:
+                return False
+            self._handle_unhandled()
+            if self._cause is not None or self._must_hold():
+                return False
+            self._waiting = True
         # what came with another road is first
-        return self.take(packets) and not self._pushed_back and self._willing_workers is None
+        return not self._pushed_back and self._willing_workers is None
 
     @property
     def _willing_workers(self) -> Workers | None:
@@ -626,19 +633,24 @@ class Session:
 
     async def _pause(self) -> None:
         """What comes between two packets and is for the session's own task: an event that is no action, or to wait."""
-        event, self._unhandled = self._unhandled, None
-        if event is not None:
-            try:
-                self._handle(event)
-            except ProtocolError as exc:
-                self._end_by(exc)
+        handled = self._handle_unhandled()
         if self._cause is not None:
             return
         self._waiting = True
         if self._must_hold():
             await self._hold()
-        elif event is None and self._pushed_back:
+        elif not handled and self._pushed_back:
             await checkpoint()
+
+    def _handle_unhandled(self) -> bool:
+        event, self._unhandled = self._unhandled, None
+        if event is None:
+            return False
+        try:
+            self._handle(event)
+        except ProtocolError as exc:
+            self._end_by(exc)
+        return True
 
     def _end_by(self, failure: Exception) -> None:
         """End the session by what the transport has raised."""

@@ -6,9 +6,7 @@ import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Protocol
 
-from anyio.abc import TaskGroup
-
-from .parking import Parking
+from .parking import Parking, Tasks
 
 Job = Callable[[], Coroutine[Any, Any, None]]
 
@@ -54,7 +52,7 @@ class Workers:
     :param attended: :meth:`work` follows without a checkpoint.
     """
 
-    def __init__(self, task_group: TaskGroup, enter: Callable[[], None], *, attended: bool = False) -> None:
+    def __init__(self, task_group: Tasks, enter: Callable[[], None], *, attended: bool = False) -> None:
         self._task_group = task_group
         self._enter = enter
         #: few at any time, mostly none

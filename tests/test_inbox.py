@@ -18,16 +18,16 @@ class Taker(Receiver):
         self.to_answer: list[Any] = []
 
     def put(self, item: Item) -> None:
-        self.buffer.push(item)
+        self.push(item)
         if item.question is not None and item.answerer is self:
             self.to_answer.append(item.args[0])
 
     @property
     def values(self) -> list[Any]:
-        return [item.args[0] for item in self.buffer.items]
+        return [item.args[0] for item in self.items]
 
     def take(self) -> Any:
-        item = self.buffer.pop()
+        item = self.pop()
         self.freed()
         return item.args[0]
 
