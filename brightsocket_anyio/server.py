@@ -600,8 +600,10 @@ class Server(AsyncContextManagerMixin):
     async def _host(self, *, task_status: TaskStatus[None]) -> None:
         with anyio.CancelScope(shield=True):
             async with anyio.create_task_group() as around:
-                around.start_soon(self._timer.run, name="timer")
+                around.start_soon(self._keep_time, name="timer")
                 async with anyio.create_task_group() as self.task_group:
+                    # again: AnyIO's checks whether a handler is cancelled, one for each send, look no further
+                    self.task_group.cancel_scope.shield = True
                     task_status.started()
                     await self.stopping.wait()
                     # for the sessions and for all else that runs here: a listener's replies in flight
@@ -611,6 +613,13 @@ class Server(AsyncContextManagerMixin):
                     await self.drain()
                 self._store.close()
                 around.cancel_scope.cancel()
+
+    async def _keep_time(self) -> None:
+        try:
+            await self._timer.run()
+        finally:
+            # without it, no session may go on
+            self.task_group.cancel_scope.cancel()
 
     async def drain(self) -> None:
         """Take no new session, tell the peers, and end every session, each within the grace and close timeouts."""

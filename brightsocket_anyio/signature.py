@@ -40,10 +40,11 @@ class Adapted:
     def begin(self, args: tuple[Any, ...]) -> Any:
         """Call the function; returns whatever it does."""
         count = len(args)
-        if count < self._least:
-            args += (None,) * (self._least - count)
-        elif self._most is not None and count > self._most:
-            args = args[: self._most]
+        if count != self._least:
+            if count < self._least:
+                args += (None,) * (self._least - count)
+            elif self._most is not None and count > self._most:
+                args = args[: self._most]
         return self._function(*args)
 
     async def __call__(self, *args: Any) -> Any:

@@ -290,7 +290,7 @@ class WebSocket:
         :raises: as :meth:`receive`, and what ``take`` does.
         """
         # nothing is kept while it waits: what is, the garbage collector has to look at, for each message
-        prompt = prompt_stream(self._stream)
+        prompt, sieve = prompt_stream(self._stream), self._sieve
         self._begin_to_receive()
         try:
             while True:
@@ -325,7 +325,10 @@ class WebSocket:
                 except STREAM_ERRORS as exc:
                     self._note_end(exc)
                 else:
-                    self._digest(data)
+                    if sieve is None or (text := sieve.take(data)) is None:
+                        self._digest(data)
+                    elif not take([text]):
+                        return
         finally:
             self._receiving = False
 
@@ -348,9 +351,6 @@ class WebSocket:
         """Take what was read; afterwards there are messages, answers to write, the end, or none of them yet."""
         if self._sieve is None:
             self._feed(data)
-            return
-        if (text := self._sieve.take(data)) is not None:
-            self._received.append(text)
             return
         for part in self._sieve.split(data):
             if isinstance(part, str):
