@@ -15,9 +15,9 @@ from .ends import End
 from .errors import ConfigurationError
 from .inbox import Item, Receiver
 from .parking import Parking
-from .session import RUN
 from .settings import Settings
 from .signature import Adapted
+from .transport import RUN
 from .workers import Workers
 
 

@@ -18,7 +18,7 @@ from .protocol.state import PROBE, Action, Answer, Automaton, Ended, Event, Offe
 from .settings import Settings
 from .statistics import Statistics
 from .timer import Alarm, Timer
-from .transport import PromptTransport, Transport
+from .transport import RUN, PromptTransport, Transport
 from .workers import Workers
 
 logger: logging.Logger = logging.getLogger("brightsocket_anyio")
@@ -27,8 +27,6 @@ logger: logging.Logger = logging.getLogger("brightsocket_anyio")
 BATCH_BYTES = 256 * 1024
 #: packets of one polling body: python-socketio's servers and clients end a session that puts more into one
 POLLING_PACKETS = 16
-#: packets taken in one go: one read may bring thousands, and every other session's tasks wait meanwhile
-RUN = 32
 
 
 class PollingRoad(Transport, Protocol):
@@ -857,7 +855,8 @@ class Session:
         self._prompt = _prompt(road)
         self._may_change = False
         self.statistics.upgrades += 1
-        self._pushed_back = rest
+        # behind what came by the road before, and could not be taken yet
+        self._pushed_back += rest
         for scope in (self._receiving, self._sending):
             if scope is not None:
                 scope.cancel()

@@ -16,6 +16,9 @@ Headers = Sequence[tuple[bytes, bytes]]
 #: not of the three above: frameworks have each types of their own for the messages
 ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
 
+#: packets or messages taken, or sent, in one go: one read may bring thousands, and all other tasks wait meanwhile
+RUN = 32
+
 
 class Transport(Protocol):
     """One road of an Engine.IO session: packets in, packets out, whole and in order. One task sends, one task receives.
@@ -71,6 +74,8 @@ class PromptTransport(Transport, Protocol):
 
         One coroutine waits for all of it: among a thousand connections, to make one for each message, and to have the
         garbage collector look at it, takes a fifth of the time.
+
+        However much comes, others have their turn after every :data:`RUN` calls of ``take`` at the latest.
 
         :param take: called outside any cancel scope of the transport's, so that it may begin what goes on afterwards.
         :raises: as :meth:`receive`, when all that had come before has been taken; and what ``take`` does.

@@ -183,6 +183,19 @@ async def test_a_peer_that_breaks_off() -> None:
         assert write(b"late") == 0
 
 
+async def test_a_peer_that_breaks_off_is_not_one_that_ends_whoever_reads() -> None:
+    async with pair() as (here, there):
+        raw = there.extra(SocketAttribute.raw_socket)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+        await anyio.aclose_forcefully(there)
+        if (readable := here.wait_readable()) is not None:
+            await readable
+        assert here.receive_nowait(100) == b""
+        for _ in range(2):
+            with pytest.raises(anyio.BrokenResourceError):
+                await here.receive()
+
+
 async def test_two_readers_are_one_too_many() -> None:
     async with pair() as (here, _), anyio.create_task_group() as tg:
 

@@ -485,6 +485,31 @@ async def test_closing_beside_a_receiver() -> None:
 
 
 @pytest.mark.mock_clock
+async def test_closing_beside_a_receiver_who_has_had_enough() -> None:
+    async with both() as (server, client), anyio.create_task_group() as tg:
+        taken: list[str | bytes] = []
+
+        def take(messages: list[str | bytes]) -> bool:
+            taken.extend(messages)
+            return False
+
+        tg.start_soon(client.feed, take)
+        await anyio.wait_all_tasks_blocked()
+        start = anyio.current_time()
+        tg.start_soon(client.aclose)
+        await anyio.wait_all_tasks_blocked()
+        await server.send(["x"])
+        await anyio.wait_all_tasks_blocked()
+        assert taken == ["x"]
+        with pytest.raises(anyio.EndOfStream):
+            await server.receive()
+        await server.aclose()
+        await anyio.wait_all_tasks_blocked()
+        assert client.closed
+        assert anyio.current_time() == start
+
+
+@pytest.mark.mock_clock
 async def test_a_peer_that_takes_no_part_in_closing() -> None:
     async with with_raw_peer(Settings(close_timeout=3)) as (server, peer), anyio.create_task_group() as tg:
 

@@ -12,6 +12,7 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 from websockets.server import ServerProtocol
 
 from brightsocket_anyio import Brightsocket, Connection
+from brightsocket_anyio.transport import RUN
 from brightsocket_anyio.transports.frames import COMPRESSED_FROM
 from brightsocket_anyio.transports.uvicorn import writer_of
 
@@ -66,6 +67,33 @@ async def test_a_peer_that_does_not_read_for_a_while_gets_all_of_it_in_order() -
             message = json.loads(str(await peer.receive())[2:])
             assert message[:2] == ["DROP", number]
             assert len(message[2]) == 50_000
+
+
+async def test_however_much_comes_at_once_others_have_their_turn() -> None:
+    server = Brightsocket()
+    count, most = 0, 0
+
+    @server.connect("WORK")
+    def work(connection: Connection) -> None:
+        @connection.on("ACTION")
+        def act() -> None:
+            nonlocal count
+            count += 1
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            before = count
+            await anyio.lowlevel.checkpoint()
+            most = max(most, count - before)
+
+    async with behind_uvicorn(server) as bound, identified(bound, "WORK") as peer, anyio.create_task_group() as tg:
+        tg.start_soon(watch)
+        await peer.send(*['42["ACTION"]'] * 3000)
+        await until(lambda: count == 3000)
+        tg.cancel_scope.cancel()
+    # the first one may be read by the session itself, the others by the worker
+    assert 0 < most <= RUN + 1
 
 
 async def test_what_was_sent_before_the_end_comes_before_it() -> None:

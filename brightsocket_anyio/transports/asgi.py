@@ -16,7 +16,7 @@ from anyio.lowlevel import checkpoint
 from ..errors import ConnectionLost, ProtocolError, fresh
 from ..protocol.engineio import Packet, decode, encode
 from ..settings import Settings
-from ..transport import Headers, Message, Receive, Scope, Send, receive_once
+from ..transport import RUN, Headers, Message, Receive, Scope, Send, receive_once
 from .frames import frame_of
 from .uvicorn import writer_of
 
@@ -77,8 +77,13 @@ class ASGIWebSocketTransport:
 
     async def feed(self, take: Callable[[list[Packet]], bool]) -> None:
         # nothing is kept while it waits: what is, the garbage collector has to look at, for each message
-        more = True
+        more, run = True, 0
         while more:
+            if run == RUN:
+                # uvicorn's receive does not wait while it has something
+                run = 0
+                await checkpoint()
+            run += 1
             if self._closed:
                 raise anyio.ClosedResourceError
             if self._end is not None:

@@ -51,6 +51,8 @@ class TrioStream(anyio.abc.ByteStream):
         self._raw = connected
         self._peer = peer
         self._reading = self._writing = self._closed = False
+        #: why nothing can be received any more
+        self._cause: OSError | None = None
 
     async def receive(self, max_bytes: int = 65_536) -> bytes:
         if self._reading:
@@ -58,6 +60,9 @@ class TrioStream(anyio.abc.ByteStream):
         if self._closed:
             await trio.lowlevel.checkpoint()
             raise anyio.ClosedResourceError
+        if self._cause is not None:
+            await trio.lowlevel.checkpoint()
+            raise anyio.BrokenResourceError from self._cause
         self._reading = True
         try:
             while True:
@@ -86,7 +91,11 @@ class TrioStream(anyio.abc.ByteStream):
         """What has arrived; nothing if that has to be waited for, or if no more comes, which ``receive`` tells."""
         try:
             return self._raw.recv(max_bytes)
-        except OSError:
+        except BlockingIOError:
+            return b""
+        except OSError as exc:
+            # which the system says once
+            self._cause = exc.with_traceback(None)
             return b""
 
     def send_nowait(self, data: bytes) -> int:
@@ -259,7 +268,11 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
     async def receive(self, max_bytes: int = 65_536) -> bytes:
         if self._readable is not None and not self._readable.done():
             raise anyio.BusyResourceError("reading from")
-        await (self.wait_readable() or checkpoint())
+        if (readable := self.wait_readable()) is None:
+            await checkpoint()
+        while readable is not None:
+            await readable
+            readable = self.wait_readable()
         if self._closed:
             raise anyio.ClosedResourceError
         if not self._chunks:

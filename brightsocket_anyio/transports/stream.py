@@ -139,7 +139,7 @@ class WebSocket:
         #: what a write that did not wait has left, to be written before anything else
         self._tail = b""
         self._receiving = False
-        #: set when nothing more will be received: the peer's Close, a failure, or the end of the stream
+        #: what wakes :meth:`aclose` when nothing more will be received, or when nobody does any more
         self._ended: anyio.Event | None = None
         self._leading = leading
         self._received: list[str | bytes] = []
@@ -331,6 +331,7 @@ class WebSocket:
                         return
         finally:
             self._receiving = False
+            self._wake_closer()
 
     def _begin_to_receive(self) -> None:
         if self._receiving:
@@ -419,8 +420,12 @@ class WebSocket:
         if self._end is None:
             self._end = end
             self._fragments = bytearray()
-            if self._ended is not None:
-                self._ended.set()
+            self._wake_closer()
+
+    def _wake_closer(self) -> None:
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended.set()
 
     async def _answer(self) -> None:
         """Write the core's own frames: pongs and Close. A failure waits until the messages are delivered."""
@@ -500,11 +505,12 @@ class WebSocket:
         if core.side is Side.SERVER and isinstance(self._end, ProtocolError):
             # with input unread, closing would reset the connection, and the peer might never see the Close frame
             await self._half_close()
-        if self._receiving:
+        while self._receiving:
             if self._end is None:
-                self._ended = self._ended or anyio.Event()
-                await self._ended.wait()
-            return
+                self._ended = ended = self._ended or anyio.Event()
+                await ended.wait()
+            if self._end is not None:
+                return
         self._begin_to_receive()
         try:
             while not self._over:

@@ -73,6 +73,32 @@ class Traffic:
         self.posts_over.set()
 
 
+async def test_what_could_not_be_taken_before_the_upgrade_is_taken_after_it() -> None:
+    """A POST is answered once its packets have been taken over, which a full receiver has yet to take."""
+    server = Brightsocket(max_buffered_messages=10)
+    numbers: list[int] = []
+    release = anyio.Event()
+
+    @server.connect("UP")
+    async def up(connection: Connection) -> None:
+        async with connection.receive("UP") as stream:
+            await connection.accept()
+            await release.wait()
+            while True:
+                numbers.append(await stream.receive())
+
+    async with serving(server) as bound, polling(bound, 4) as peer:
+        await peer.identify("UP")
+        await peer.post(*[f'42["UP",{number}]' for number in range(60)])
+        async with peer.probed() as road:
+            await road.send("5")
+            await until(lambda: server.statistics().upgrades == 1)
+            await road.send(*[f'42["UP",{number}]' for number in range(60, 70)])
+            release.set()
+            await until(lambda: len(numbers) >= 70 or 69 in numbers)
+    assert numbers == list(range(70))
+
+
 @each_eio
 @pytest.mark.parametrize("moment", [1, 300, 1000])
 @pytest.mark.parametrize("polite", [True, False], ids=["polls-paused", "polls-going-on"])
