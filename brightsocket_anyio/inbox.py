@@ -118,7 +118,7 @@ class Lane(Buffer):
 
     def __init__(self, action: str, max_items: int, max_size: int) -> None:
         super().__init__(max_items, max_size)
-        self.action = action
+        self.action: str = action
         self.receivers: list[Receiver] = []
         self.busy: bool = False
 
