@@ -315,6 +315,8 @@ class Session:
         self._outbox = Outbox(settings.max_buffered_messages, settings.max_buffered_bytes)
         self._cause: Ended | None = None
         self._flush = False
+        #: whether it ends since nothing could be sent any more, which says nothing of what has come before
+        self._cut = False
         self._reading = anyio.CancelScope()
         #: whether it waits for something to read; else it will see by itself that the session is to end
         self._waiting = True
@@ -376,6 +378,8 @@ class Session:
                             begin()
                         await self._read()
                     cause = self._cause or cause
+                    if self._cut:
+                        self._take_rest()
                     self.automaton.close()
                     await sink.end(cause)
                     if cause.by_peer or cause.code not in _DEAD:
@@ -650,6 +654,18 @@ class Session:
             self._end_by(exc)
         return True
 
+    def _take_rest(self) -> None:
+        """Take what has come and had its turn still before it: a server's last word, perhaps."""
+        packets, self._pushed_back = self._pushed_back, []
+        self.statistics.packets_received += len(packets)
+        try:
+            for packet in packets:
+                event = self.automaton.receive(packet, self.now())
+                if event is not None:
+                    self._handle(event)
+        except ProtocolError as exc:
+            self.log().debug("%r: invalid input at the end: %s", self, exc)
+
     def _end_by(self, failure: Exception) -> None:
         """End the session by what the transport has raised."""
         match failure:
@@ -717,6 +733,7 @@ class Session:
                     self.statistics.packets_sent += len(packets)
                     self._outbox.commit(count)
         except (anyio.ClosedResourceError, ConnectionLost) as exc:
+            self._cut = self._cause is None
             self._end_by(exc)
         finally:
             self._outbox.close()

@@ -11,7 +11,7 @@ import pytest
 
 from brightsocket_anyio import Brightsocket, Connection, ConnectionLost
 from brightsocket_anyio.protocol.engineio import Open, Packet, PacketType
-from brightsocket_anyio.protocol.state import Automaton, Ended, Event, Joined, Opened, Side, Unit
+from brightsocket_anyio.protocol.state import Action, Automaton, Ended, Event, Joined, Opened, Side, Unit
 from brightsocket_anyio.session import Outbox, Session
 from brightsocket_anyio.settings import Settings
 from brightsocket_anyio.timer import Timer
@@ -336,6 +336,39 @@ async def test_a_task_that_is_woken_just_as_the_session_changes_its_road_goes_on
         assert session.transport is websocket
         assert unit("0")[0] in (polling if left == "receiving" else websocket).sent
         tg.cancel_scope.cancel()
+
+
+async def test_what_has_come_is_taken_though_nothing_can_be_sent_any_more() -> None:
+    """More than is taken in one go: the writer fails while the rest waits for its turn."""
+    settings = Settings()
+
+    class Lost(Road):
+        async def send(self, packets: Sequence[Packet]) -> None:
+            raise ConnectionLost("transport close", "the peer has closed the WebSocket")
+
+    numbers: list[int] = []
+
+    class Sink:
+        full = calling = False
+        workers = None
+
+        def handle(self, event: Event) -> None:
+            if isinstance(event, Action):
+                numbers.append(event.args[0])
+            else:
+                session.push(automaton.accept("/chat", anyio.current_time(), "id"))
+
+        async def end(self, cause: Ended) -> None:
+            numbers.append(-1)
+
+    automaton = Automaton(Side.SERVER, 4, settings, sid="sid", now=anyio.current_time())
+    automaton.open(anyio.current_time(), polling=False)
+    arrived = [unit("0/chat,")[0], *(unit(f'2/chat,["ACTION",{number}]')[0] for number in range(100))]
+    session = Session(automaton, Lost("websocket", anyio.Event(), ""), settings, Timer(), received=arrived)
+    with anyio.fail_after(PATIENCE):
+        cause = await session.run(Sink())
+    assert cause.code == "transport close"
+    assert numbers == [*range(100), -1]
 
 
 @pytest.mark.mock_clock

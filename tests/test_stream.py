@@ -469,6 +469,27 @@ async def test_messages_before_the_close_are_delivered() -> None:
         await server.aclose()
 
 
+async def test_messages_before_the_close_do_not_wait_for_its_answer() -> None:
+    """Whoever sends meanwhile learns that this is the end, and so may the session, which would read no more."""
+    async with linked(0) as (here, there), anyio.create_task_group() as tg:
+        server, taken = websocket(here, Side.SERVER), list[str | bytes]()
+
+        def take(messages: list[str | bytes]) -> bool:
+            taken.extend(messages)
+            return True
+
+        async def receive() -> None:
+            with pytest.raises(anyio.EndOfStream):
+                await server.feed(take)
+
+        tg.start_soon(receive)
+        await there.send(frame(TEXT, b"x" * 2000) + frame(CLOSE))
+        await anyio.wait_all_tasks_blocked()
+        # nobody has read the answer yet
+        assert taken == ["x" * 2000]
+        assert await there.receive() == b"\x88\x00"
+
+
 async def test_closing_beside_a_receiver() -> None:
     async with both() as (server, client), anyio.create_task_group() as tg:
 

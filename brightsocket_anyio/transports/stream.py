@@ -296,15 +296,16 @@ class WebSocket:
             while True:
                 if self._closed:
                     raise anyio.ClosedResourceError
-                if self._core.writes or self._head:
-                    await self._answer()
                 if self._received:
+                    # before anything is waited for: whoever sends may learn meanwhile that this is the end
                     received, self._received = self._received, []
                     more = take(received)
                     del received
                     if not more:
                         return
                     continue
+                if self._core.writes or self._head:
+                    await self._answer()
                 if self._end is not None:
                     raise fresh(self._end)
                 if self._lost is not None:
