@@ -657,8 +657,10 @@ class Session:
     def _take_rest(self) -> None:
         """Take what has come and had its turn still before it: a server's last word, perhaps."""
         packets, self._pushed_back = self._pushed_back, []
-        self.statistics.packets_received += len(packets)
         try:
+            if self._prompt is not None:
+                packets += self._prompt.take_arrived()
+            self.statistics.packets_received += len(packets)
             for packet in packets:
                 event = self.automaton.receive(packet, self.now())
                 if event is not None:

@@ -82,6 +82,13 @@ class PromptTransport(Transport, Protocol):
         """
         ...
 
+    def take_arrived(self) -> list[Packet]:
+        """What had come when a ``receive`` or ``feed`` was cancelled, and is at hand.
+
+        :raises ProtocolError: the peer sent something invalid.
+        """
+        ...
+
     def send_nowait(self, packets: Sequence[Packet]) -> bool:
         """Send a batch of packets if nothing has to be waited for; returns whether they were taken, all or none.
 

@@ -469,25 +469,17 @@ async def test_messages_before_the_close_are_delivered() -> None:
         await server.aclose()
 
 
-async def test_messages_before_the_close_do_not_wait_for_its_answer() -> None:
-    """Whoever sends meanwhile learns that this is the end, and so may the session, which would read no more."""
+async def test_messages_before_a_close_whose_answer_has_to_wait_are_at_hand() -> None:
+    """Whoever sends meanwhile learns that this is the end, and the session may read no more."""
     async with linked(0) as (here, there), anyio.create_task_group() as tg:
-        server, taken = websocket(here, Side.SERVER), list[str | bytes]()
-
-        def take(messages: list[str | bytes]) -> bool:
-            taken.extend(messages)
-            return True
-
-        async def receive() -> None:
-            with pytest.raises(anyio.EndOfStream):
-                await server.feed(take)
-
-        tg.start_soon(receive)
-        await there.send(frame(TEXT, b"x" * 2000) + frame(CLOSE))
+        server = StreamTransport(websocket(here, Side.SERVER), 4)
+        tg.start_soon(server.receive)
+        await there.send(frame(TEXT, b"4" + b"x" * 2000) + frame(CLOSE))
         await anyio.wait_all_tasks_blocked()
         # nobody has read the answer yet
-        assert taken == ["x" * 2000]
-        assert await there.receive() == b"\x88\x00"
+        tg.cancel_scope.cancel()
+    assert server.take_arrived() == [Packet(PacketType.MESSAGE, "x" * 2000)]
+    assert server.take_arrived() == []
 
 
 async def test_closing_beside_a_receiver() -> None:

@@ -95,6 +95,9 @@ class ASGIWebSocketTransport:
             more = take([self._packet_of(message)])
             del message
 
+    def take_arrived(self) -> list[Packet]:
+        return []
+
     def _packet_of(self, message: Message) -> Packet:
         if self._closed:
             raise anyio.ClosedResourceError

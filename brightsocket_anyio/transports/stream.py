@@ -296,16 +296,15 @@ class WebSocket:
             while True:
                 if self._closed:
                     raise anyio.ClosedResourceError
+                if self._core.writes or self._head:
+                    await self._answer()
                 if self._received:
-                    # before anything is waited for: whoever sends may learn meanwhile that this is the end
-                    received, self._received = self._received, []
+                    received = self.take_received()
                     more = take(received)
                     del received
                     if not more:
                         return
                     continue
-                if self._core.writes or self._head:
-                    await self._answer()
                 if self._end is not None:
                     raise fresh(self._end)
                 if self._lost is not None:
@@ -333,6 +332,11 @@ class WebSocket:
         finally:
             self._receiving = False
             self._wake_closer()
+
+    def take_received(self) -> list[str | bytes]:
+        """What has come and was not received, since an answer of the WebSocket's own had to be waited for."""
+        received, self._received = self._received, []
+        return received
 
     def _begin_to_receive(self) -> None:
         if self._receiving:
@@ -595,6 +599,9 @@ class StreamTransport:
             if self._error is not None:
                 raise fresh(self._error)
             await self._websocket.feed(convert)
+
+    def take_arrived(self) -> list[Packet]:
+        return self._decode(self._websocket.take_received())
 
     def _decode(self, messages: list[str | bytes]) -> list[Packet]:
         eio = self._eio
