@@ -630,7 +630,7 @@ class Connection:
         :raises anyio.EndOfStream: the peer has ended the connection.
         :raises ConnectionLost: the connection was lost.
         """
-        # in one coroutine: another one for each message takes as long as to encode it
+        # in one coroutine: another one for each message is a hundredth of an echo
         core = self._core
         if core.ended is not None:
             core.check()

@@ -89,11 +89,7 @@ class Receiver(Buffer, ABC):
     answers: bool = False
 
     def __init__(self, max_items: int, max_size: int) -> None:
-        # without a call of the base's: there are several for each connection
-        self.items = _NO_ITEMS
-        self.size = 0
-        self.max_items = max_items
-        self.max_size = max_size
+        super().__init__(max_items, max_size)
         self.inbox: Inbox | None = None
         self.action: str = ""
 
@@ -195,13 +191,11 @@ class Inbox:
         lane = self._lanes.get(action)
         if lane is None:
             lane = self._lanes[action] = self._new_lane(action)
+        if lane.items and not lane.receivers:
+            self._count(-len(lane.items), -lane.size)
+        lane.receivers.append(receiver)
         if lane.items:
-            if not lane.receivers:
-                self._count(-len(lane.items), -lane.size)
-            lane.receivers.append(receiver)
             self._pump(lane)
-        else:
-            lane.receivers.append(receiver)
 
     def detach(self, receiver: Receiver) -> None:
         """Remove a receiver. What the last one leaves unread waits again, in its order."""

@@ -656,17 +656,21 @@ class Session:
 
     def _take_rest(self) -> None:
         """Take what has come and had its turn still before it: a server's last word, perhaps."""
-        packets, self._pushed_back = self._pushed_back, []
+        pushed_back, self._pushed_back = self._pushed_back, []
         try:
+            for packet in pushed_back:
+                self._take_last(packet)
             if self._prompt is not None:
-                packets += self._prompt.take_arrived()
-            self.statistics.packets_received += len(packets)
-            for packet in packets:
-                event = self.automaton.receive(packet, self.now())
-                if event is not None:
-                    self._handle(event)
+                for packet in self._prompt.take_arrived():
+                    self._take_last(packet)
         except ProtocolError as exc:
             self.log().debug("%r: invalid input at the end: %s", self, exc)
+
+    def _take_last(self, packet: Packet) -> None:
+        self.statistics.packets_received += 1
+        event = self.automaton.receive(packet, self.now())
+        if event is not None:
+            self._handle(event)
 
     def _end_by(self, failure: Exception) -> None:
         """End the session by what the transport has raised."""

@@ -40,6 +40,7 @@ class Adapted:
     def begin(self, args: tuple[Any, ...]) -> Any:
         """Call the function; returns whatever it does."""
         count = len(args)
+        # the usual case is that nothing has to be done
         if count != self._least:
             if count < self._least:
                 args += (None,) * (self._least - count)

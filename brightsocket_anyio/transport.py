@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from .protocol.engineio import Packet
 
+T = TypeVar("T")
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -107,15 +108,15 @@ class PromptTransport(Transport, Protocol):
         ...
 
 
-async def receive_once(transport: PromptTransport) -> list[Packet]:
-    """The ``receive`` of a transport that has ``feed``."""
-    received: list[Packet] = []
+async def receive_once(feed: Callable[[Callable[[list[T]], bool]], Awaitable[None]]) -> list[T]:
+    """The ``receive`` of whatever has a ``feed``."""
+    received: list[T] = []
 
-    def take(packets: list[Packet]) -> bool:
-        received.extend(packets)
+    def take(items: list[T]) -> bool:
+        received.extend(items)
         return False
 
-    await transport.feed(take)
+    await feed(take)
     return received
 
 

@@ -126,7 +126,6 @@ _MESSAGE, _EVENT, _ACTIVE = PacketType.MESSAGE, socketio.PacketType.EVENT, Stay.
 _OPENING, _CLOSED = Road.OPENING, Road.CLOSED
 _ABSENT, _CONNECTED, _ENDED_STAY, _IDENTIFY = Stay.ABSENT, Stay.CONNECTED, Stay.ENDED, StayInput.IDENTIFY
 _SERVER, _SILENCE = Side.SERVER, Timer.SILENCE
-_NO_BOUND: Final = math.inf
 
 _R, _RI, _S, _SI = Road, RoadInput, Stay, StayInput
 
@@ -426,7 +425,7 @@ class Automaton:
         self._opening = RoadInput.OPEN_POLLING if polling else RoadInput.OPEN_WEBSOCKET
         self._pings = (side is Side.SERVER) == (eio == 4)
         #: bytes of one message that a client's server takes
-        self._max_payload: float = _NO_BOUND
+        self._max_payload: float = math.inf
         self._interval: float = settings.ping_interval
         self._patience: float = settings.ping_timeout
         self._table = STAYS[side]
@@ -730,7 +729,7 @@ class Automaton:
         :raises ValueError: as :func:`encode_action`, or the server does not take so much in one message.
         """
         unit = encode_action(self.protocol, namespace, name, args, id, self._settings.max_attachments)
-        return unit if self._max_payload == _NO_BOUND else self._short(unit)
+        return unit if self._max_payload == math.inf else self._short(unit)
 
     def encode_answer(self, namespace: str, id: int, args: tuple[Any, ...]) -> Unit:
         """Encode the answer to a call.

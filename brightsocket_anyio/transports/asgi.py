@@ -17,7 +17,7 @@ from ..errors import ConnectionLost, ProtocolError, fresh
 from ..protocol.engineio import Packet, decode, encode
 from ..settings import Settings
 from ..transport import RUN, Headers, Message, Receive, Scope, Send, receive_once
-from .frames import frame_of
+from .frames import frames_of
 from .uvicorn import writer_of
 
 #: bytes that a Close frame has room for, beside its code
@@ -61,19 +61,15 @@ class ASGIWebSocketTransport:
                 await self._send({"type": "websocket.send", key: message})
 
     def send_nowait(self, packets: Sequence[Packet]) -> bool:
-        write, eio = self._write_nowait, self._eio
-        if write is None or self._lock.locked():
-            return False
-        if len(packets) == 1:
-            return write(frame_of(packets[0], eio))
-        return write(b"".join([frame_of(packet, eio) for packet in packets]))
+        write = self._write_nowait
+        return write is not None and not self._lock.locked() and write(b"".join(frames_of(packets, self._eio)))
 
     @property
     def flushed(self) -> bool:
         return True
 
     async def receive(self) -> list[Packet]:
-        return await receive_once(self)
+        return await receive_once(self.feed)
 
     async def feed(self, take: Callable[[list[Packet]], bool]) -> None:
         # nothing is kept while it waits: what is, the garbage collector has to look at, for each message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from websockets.frames import Frame, Opcode
@@ -16,8 +17,13 @@ _KEYS = {3: "websocket frame 3", 4: "websocket frame 4"}
 _SHORT_TEXT = [bytes((0x80 | Opcode.TEXT, length)) for length in range(126)]
 
 
-def frame_of(packet: Packet, eio: Literal[3, 4]) -> bytes:
-    """A packet as one frame."""
+def frames_of(packets: Sequence[Packet], eio: Literal[3, 4]) -> list[bytes]:
+    """Packets as frames, one for each."""
+    # there is mostly one, for which a comprehension takes twice as long
+    return [_frame_of(packets[0], eio)] if len(packets) == 1 else [_frame_of(packet, eio) for packet in packets]
+
+
+def _frame_of(packet: Packet, eio: Literal[3, 4]) -> bytes:
     forms = packet.forms
     if forms is None:
         return frame_of_message(encode(packet, eio))

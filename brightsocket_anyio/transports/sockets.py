@@ -28,7 +28,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 #: bytes that may have been read and not been received before reading pauses
 _READ_AHEAD = 65_536
 
-#: what to wait for a socket raises when that is closed
+#: what is raised by waiting for a socket that is closed meanwhile
 WAIT_ERRORS = (trio.ClosedResourceError,)
 
 #: takes as many bytes as it can at once, perhaps none, and returns how many; never waits, never raises

@@ -23,7 +23,7 @@ from ..errors import ConnectionLost, ProtocolError, fresh
 from ..protocol.engineio import Packet, decode, encode
 from ..settings import Settings
 from ..transport import receive_once
-from .frames import COMPRESSED_FROM, frame_of
+from .frames import COMPRESSED_FROM, frames_of
 from .sieve import Sieve
 from .sockets import WAIT_ERRORS, Write, prompt_stream
 
@@ -275,14 +275,7 @@ class WebSocket:
         :raises ConnectionLost: the peer is gone.
         :raises ProtocolError: the peer sent something invalid and was sent the close code for it.
         """
-        received: list[str | bytes] = []
-
-        def take(messages: list[str | bytes]) -> bool:
-            received.extend(messages)
-            return False
-
-        await self.feed(take)
-        return received
+        return await receive_once(self.feed)
 
     async def feed(self, take: Callable[[list[str | bytes]], bool]) -> None:
         """Receive, as :meth:`receive` does, until ``take``, which is called with what has come, returns ``False``.
@@ -568,24 +561,19 @@ class StreamTransport:
 
     async def send(self, packets: Sequence[Packet]) -> None:
         if self._websocket.prepared:
-            await self._websocket.send_frames(self._frames(packets))
+            await self._websocket.send_frames(frames_of(packets, self._eio))
         else:
             await self._websocket.send([encode(packet, self._eio) for packet in packets])
 
     def send_nowait(self, packets: Sequence[Packet]) -> bool:
-        return self._websocket.prepared and self._websocket.send_nowait(self._frames(packets))
+        return self._websocket.prepared and self._websocket.send_nowait(frames_of(packets, self._eio))
 
     @property
     def flushed(self) -> bool:
         return self._websocket.flushed
 
-    def _frames(self, packets: Sequence[Packet]) -> list[bytes]:
-        # there is mostly one, for which a comprehension takes twice as long
-        eio = self._eio
-        return [frame_of(packets[0], eio)] if len(packets) == 1 else [frame_of(packet, eio) for packet in packets]
-
     async def receive(self) -> list[Packet]:
-        return await receive_once(self)
+        return await receive_once(self.feed)
 
     async def feed(self, take: Callable[[list[Packet]], bool]) -> None:
         more = True
