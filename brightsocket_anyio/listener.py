@@ -41,8 +41,9 @@ from .parking import open_tasks
 from .settings import Settings
 from .transport import Headers as HeaderList
 from .transport import Message, Receive, Scope, Send, WebSocketRequest
+from .transports.core import Core
 from .transports.sockets import acceptor_of, prompt_stream
-from .transports.stream import READ_SIZE, STREAM_ERRORS, StreamTransport, WebSocket, describe, open_core, send_all
+from .transports.stream import READ_SIZE, STREAM_ERRORS, StreamTransport, WebSocket, describe, send_all
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -592,7 +593,7 @@ class _Upgrade:
         leading = connection.leading
         self._pending = None
         settings = self._service.settings
-        core = open_core(Side.SERVER, extensions, settings)
+        core = Core(Side.SERVER, extensions, settings)
         self._websocket = WebSocket(self._stream, core, settings, leading=leading, head=head)
         return self._websocket
 

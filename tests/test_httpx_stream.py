@@ -19,8 +19,9 @@ from websockets.server import ServerProtocol
 
 from brightsocket_anyio.errors import ConnectionLost, HandshakeError
 from brightsocket_anyio.settings import Settings
+from brightsocket_anyio.transports.core import Core
 from brightsocket_anyio.transports.httpx_stream import HttpxStream, connect_websocket
-from brightsocket_anyio.transports.stream import WebSocket, open_core
+from brightsocket_anyio.transports.stream import WebSocket
 
 Serve = Callable[[anyio.abc.ByteStream], Awaitable[None]]
 SETTINGS = Settings()
@@ -67,7 +68,7 @@ async def accept(stream: anyio.abc.ByteStream, settings: Settings = SETTINGS, ex
     core.send_response(core.accept(request))  # type: ignore[arg-type]
     assert core.state is State.OPEN
     await stream.send(b"".join(core.data_to_send()) + extra)
-    return WebSocket(stream, open_core(Side.SERVER, core.extensions, settings), settings)
+    return WebSocket(stream, Core(Side.SERVER, core.extensions, settings), settings)
 
 
 async def echo(stream: anyio.abc.ByteStream, settings: Settings = SETTINGS) -> None:

@@ -13,8 +13,9 @@ from websockets.protocol import Side
 
 from brightsocket_anyio.settings import Settings
 from brightsocket_anyio.transports import sieve
+from brightsocket_anyio.transports.core import Core
 from brightsocket_anyio.transports.sieve import LONGEST, Sieve
-from brightsocket_anyio.transports.stream import WebSocket, open_core
+from brightsocket_anyio.transports.stream import WebSocket
 
 from .streams import BINARY, CLOSE, CONT, PING, PONG, TEXT, Given, frame
 
@@ -53,7 +54,7 @@ def heard(data: bytes, cuts: list[int], longest: int) -> tuple[list[Any], str, b
     async def hear() -> tuple[list[Any], str, bytes]:
         edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
         stream = Given([data[start:end] for start, end in pairwise(edges)])
-        websocket = WebSocket(stream, open_core(Side.SERVER, (), SETTINGS), SETTINGS)
+        websocket = WebSocket(stream, Core(Side.SERVER, (), SETTINGS), SETTINGS)
         messages: list[Any] = []
         while True:
             try:

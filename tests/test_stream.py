@@ -22,6 +22,7 @@ from websockets.uri import parse_uri
 from brightsocket_anyio.errors import ConnectionLost, ProtocolError
 from brightsocket_anyio.protocol.engineio import Packet, PacketType
 from brightsocket_anyio.settings import Settings
+from brightsocket_anyio.transports.core import Core
 from brightsocket_anyio.transports.frames import frame_of_message
 from brightsocket_anyio.transports.stream import (
     MAX_EMPTY_FRAGMENTS,
@@ -29,7 +30,6 @@ from brightsocket_anyio.transports.stream import (
     WRITE_SIZE,
     StreamTransport,
     WebSocket,
-    open_core,
 )
 
 from .streams import BINARY, CLOSE, CONT, PING, PONG, TEXT, Given, MemoryStream, frame, linked
@@ -39,7 +39,7 @@ SMALL = Settings(max_payload=1000)
 
 def websocket(stream: MemoryStream, side: Side, settings: Settings | None = None) -> WebSocket:
     settings = settings or Settings()
-    return WebSocket(stream, open_core(side, (), settings), settings)
+    return WebSocket(stream, Core(side, (), settings), settings)
 
 
 @asynccontextmanager
@@ -104,7 +104,7 @@ async def test_bytes_one_by_one() -> None:
 
 async def test_the_answer_to_the_handshake_goes_out_with_the_first_message() -> None:
     async with linked() as (here, there):
-        server = WebSocket(here, open_core(Side.SERVER, (), SMALL), SMALL, head=b"HEAD")
+        server = WebSocket(here, Core(Side.SERVER, (), SMALL), SMALL, head=b"HEAD")
         await server.send(["a"])
         assert await there.receive() == b"HEAD" + frame(TEXT, b"a", masked=False)
         await server.send(["b"])
@@ -114,7 +114,7 @@ async def test_the_answer_to_the_handshake_goes_out_with_the_first_message() -> 
 @pytest.mark.parametrize("what", ["flush", "receive", "aclose"])
 async def test_the_answer_to_the_handshake_goes_out_before_anything_is_waited_for(what: str) -> None:
     async with linked() as (here, there), anyio.create_task_group() as tg:
-        server = WebSocket(here, open_core(Side.SERVER, (), SMALL), SMALL, head=b"HEAD")
+        server = WebSocket(here, Core(Side.SERVER, (), SMALL), SMALL, head=b"HEAD")
         tg.start_soon(getattr(server, what))
         assert (await there.receive()).startswith(b"HEAD")
         tg.cancel_scope.cancel()
@@ -123,7 +123,7 @@ async def test_the_answer_to_the_handshake_goes_out_before_anything_is_waited_fo
 async def test_bytes_that_came_with_the_handshake() -> None:
     async with linked() as (here, there):
         data = frame(TEXT, b"a") + frame(TEXT, b"b")
-        server = WebSocket(here, open_core(Side.SERVER, (), SMALL), SMALL, leading=data[:9])
+        server = WebSocket(here, Core(Side.SERVER, (), SMALL), SMALL, leading=data[:9])
         await there.send(data[9:])
         assert await server.receive() == ["a"]
         assert await server.receive() == ["b"]
@@ -276,8 +276,8 @@ async def test_compression_both_ways() -> None:
     settings = Settings(compression=True)
     cores = compressing()
     async with linked() as (here, there):
-        server = WebSocket(here, open_core(Side.SERVER, cores[0].extensions, settings), settings)
-        client = WebSocket(there, open_core(Side.CLIENT, cores[1].extensions, settings), settings)
+        server = WebSocket(here, Core(Side.SERVER, cores[0].extensions, settings), settings)
+        client = WebSocket(there, Core(Side.CLIENT, cores[1].extensions, settings), settings)
         assert not server.prepared
         for _ in range(2):
             await server.send(["x" * 100_000, b"\x00" * 100_000])
@@ -303,7 +303,7 @@ BOMBS = {
 async def test_a_compression_bomb_is_not_inflated(data: bytes) -> None:
     core, _ = compressing()
     async with linked() as (here, there):
-        server = WebSocket(here, open_core(Side.SERVER, core.extensions, SMALL), SMALL)
+        server = WebSocket(here, Core(Side.SERVER, core.extensions, SMALL), SMALL)
         await there.send(data)
         with pytest.raises(ProtocolError):
             await server.receive()
@@ -662,7 +662,7 @@ async def test_a_cancellation_while_the_answer_to_close_waits_for_its_turn_does_
             return data
 
     stream = CancelsWhoReads([frame(CLOSE, b"\x03\xe8", masked=False)])
-    websocket = WebSocket(stream, open_core(Side.CLIENT, (), Settings()), Settings())
+    websocket = WebSocket(stream, Core(Side.CLIENT, (), Settings()), Settings())
     with anyio.CancelScope() as scope:
         await websocket.receive()
     assert scope.cancelled_caught

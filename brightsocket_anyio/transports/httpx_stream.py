@@ -25,7 +25,8 @@ from websockets.uri import parse_uri
 
 from ..errors import HandshakeError
 from ..settings import Settings
-from .stream import WebSocket, open_core
+from .core import Core
+from .stream import WebSocket
 
 #: the longest answer that a :exc:`HandshakeError` quotes, in bytes, and how much of it, in characters
 _BODY_SIZE = 65_536
@@ -79,7 +80,7 @@ async def connect_websocket(
         with anyio.CancelScope(shield=True):
             await response.aclose()
         raise
-    return WebSocket(HttpxStream(response, network), open_core(Side.CLIENT, handshake.extensions, settings), settings)
+    return WebSocket(HttpxStream(response, network), Core(Side.CLIENT, handshake.extensions, settings), settings)
 
 
 def locate(url: httpx.URL) -> str:

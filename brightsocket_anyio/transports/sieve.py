@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 try:
-    from websockets.speedups import apply_mask
+    from websockets.speedups import apply_mask as apply_mask
 except ImportError:  # pragma: no cover (where websockets was built without it)
-    from websockets.utils import apply_mask
+    from websockets.utils import apply_mask as apply_mask
 
 #: bytes of the longest text that is taken; where it comes in pieces, they are put together anew for each of them
 LONGEST = 1024

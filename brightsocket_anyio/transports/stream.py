@@ -7,7 +7,6 @@ of the byte stream, of TLS and of the core becomes one of ours here.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -15,15 +14,15 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 from websockets.exceptions import ProtocolError as CoreProtocolError
-from websockets.extensions import Extension
 from websockets.frames import Close, Frame, Opcode
-from websockets.protocol import Protocol, Side, State
+from websockets.protocol import Side
 
 from ..errors import ConnectionLost, ProtocolError, fresh
 from ..protocol.engineio import Packet, decode, encode
 from ..settings import Settings
 from ..transport import receive_once
-from .frames import COMPRESSED_FROM, frames_of
+from .core import Core
+from .frames import frames_of
 from .sieve import Sieve
 from .sockets import WAIT_ERRORS, Write, prompt_stream
 
@@ -37,12 +36,6 @@ MAX_EMPTY_FRAGMENTS = 16
 
 #: what a byte stream raises when it, or its peer, is gone; errors of TLS are OSErrors
 STREAM_ERRORS = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError)
-
-# on Python 3.11 a global is found in an eighth of the time that an enumeration's member takes
-_OPEN = State.OPEN
-
-#: where the core logs; at the level DEBUG it logs every frame
-_core_logger = logging.getLogger(f"{__name__}.frames")
 
 
 async def send_all(stream: anyio.abc.ByteStream, data: bytes, stall: float) -> None:
@@ -73,41 +66,13 @@ async def send_all(stream: anyio.abc.ByteStream, data: bytes, stall: float) -> N
             raise ConnectionLost("stalled", f"the peer took no bytes for {stall:g} seconds")
 
 
-def open_core(side: Side, extensions: Sequence[Extension], settings: Settings) -> Protocol:
-    """The frame machine of a WebSocket whose handshake is done.
-
-    :param extensions: that the handshake has agreed on.
-    """
-    max_size = settings.max_payload
-    if extensions:
-        # what cannot be compressed gets longer by it; that the message itself is within its limit is seen to later
-        max_size += max_size // 16 + 64
-    core = Protocol(side, state=State.OPEN, max_size=max_size, logger=_core_logger)
-    core.extensions = [_Compression(extension) for extension in extensions]
-    return core
-
-
-class _Compression(Extension):
-    """permessage-deflate as it was negotiated, which leaves short messages as they are."""
-
-    def __init__(self, negotiated: Extension) -> None:
-        self.name = negotiated.name
-        self._negotiated = negotiated
-
-    def decode(self, frame: Frame, *, max_size: int | None = None) -> Frame:
-        return self._negotiated.decode(frame, max_size=max_size)
-
-    def encode(self, frame: Frame) -> Frame:
-        return frame if len(frame.data) < COMPRESSED_FROM else self._negotiated.encode(frame)
-
-
 class WebSocket:
     """A WebSocket after its handshake: whole messages over an AnyIO byte stream, which it owns and closes.
 
     One task may receive while others send; sends are kept apart by a lock.
 
     :param stream: carries the bytes.
-    :param core: from :func:`open_core`.
+    :param core: of the side that this is.
     :param settings: for ``max_payload``, ``max_fragments``, ``stall_timeout`` and ``close_timeout``.
     :param leading: bytes that were read together with the handshake.
     :param head: the answer to the handshake, which goes out with the first message, or before anything is waited for:
@@ -119,7 +84,7 @@ class WebSocket:
     def __init__(
         self,
         stream: anyio.abc.ByteStream,
-        core: Protocol,
+        core: Core,
         settings: Settings,
         *,
         leading: bytes = b"",
@@ -200,7 +165,7 @@ class WebSocket:
     def send_nowait(self, frames: Sequence[bytes]) -> bool:
         """Send finished frames, where :attr:`prepared` is true, if nothing has to be waited for; returns whether they
         were taken. Where :attr:`flushed` is false then, the next ``send_frames`` sends the rest of them first."""
-        if self._core.writes or self._core.state is not _OPEN or self._closed or self._end is not None:
+        if self._core.writes or not self._core.open or self._closed or self._end is not None:
             return False
         if (write := self._free_to_write()) is None:
             return False
@@ -235,7 +200,7 @@ class WebSocket:
             raise fresh(self._lost)
         if isinstance(self._end, ProtocolError):
             raise ConnectionLost("transport error", str(self._end))
-        if self._core.state is not State.OPEN:
+        if not self._core.open:
             raise ConnectionLost("transport close", "the peer has closed the WebSocket")
 
     def _free_to_write(self) -> Write | None:
@@ -362,12 +327,11 @@ class WebSocket:
     def _feed(self, data: bytes) -> bool:
         """Let the core have a part of what was read; returns whether what follows is worth looking at."""
         core = self._core
-        core.receive_data(data)
-        for frame in core.events_received():
-            if isinstance(frame, Frame) and not self._take(frame):
+        for frame in core.receive(data):
+            if not self._take(frame):
                 break
-        if core.parser_exc is not None:
-            self._finish(ProtocolError(f"invalid WebSocket frame: {core.parser_exc}"))
+        if core.failure is not None:
+            self._finish(ProtocolError(f"invalid WebSocket frame: {core.failure}"))
         elif core.close_rcvd is not None:
             self._finish(anyio.EndOfStream(str(core.close_rcvd)))
         return self._end is None
@@ -409,7 +373,7 @@ class WebSocket:
         return True
 
     def _fail(self, code: int, reason: str) -> bool:
-        if self._core.parser_exc is None and self._core.close_rcvd is None:
+        if self._core.failure is None and self._core.close_rcvd is None:
             self._core.fail(code, reason)
         self._finish(ProtocolError(reason))
         return False
@@ -497,7 +461,7 @@ class WebSocket:
         async with self._locked():
             if self._eof or self._lost is not None:
                 return
-            if core.state is State.OPEN:
+            if core.open:
                 core.send_close(code, reason)
             await self._write(core.data_to_send())
         if core.side is Side.SERVER and isinstance(self._end, ProtocolError):

@@ -40,9 +40,10 @@ from brightsocket_anyio.protocol.handshake import RequestError
 from brightsocket_anyio.settings import Settings
 from brightsocket_anyio.transport import Message, Transport
 from brightsocket_anyio.transports.asgi import ASGIWebSocketTransport
+from brightsocket_anyio.transports.core import Core
 from brightsocket_anyio.transports.httpx_polling import connect_polling
 from brightsocket_anyio.transports.polling import PollingTransport
-from brightsocket_anyio.transports.stream import StreamTransport, WebSocket, open_core
+from brightsocket_anyio.transports.stream import StreamTransport, WebSocket
 from brightsocket_anyio.transports.trio_websocket import TrioWebSocketRequest, open_trio_websocket
 from tests.streams import linked
 from tests.support import PATIENCE
@@ -541,7 +542,7 @@ async def _stream(
 ) -> AsyncGenerator[tuple[StreamTransport, WsprotoPeer]]:
     kind = wsproto.ConnectionType.CLIENT if side is Side.SERVER else wsproto.ConnectionType.SERVER
     async with linked(capacity) as (here, there):
-        websocket = WebSocket(here, open_core(side, (), settings), settings)
+        websocket = WebSocket(here, Core(side, (), settings), settings)
         yield StreamTransport(websocket, eio), WsprotoPeer(eio, there, kind)
 
 
