@@ -130,6 +130,24 @@ class Inbox:
     :ivar watched: whether somebody outside waits for room, so that each change has to be told.
     """
 
+    __slots__ = (
+        "_answer",
+        "_changed",
+        "_dropped",
+        "_filter",
+        "_full",
+        "_lanes",
+        "_max_items",
+        "_max_size",
+        "_order",
+        "_unclaimed",
+        "_unclaimed_size",
+        "filtering",
+        "full",
+        "open",
+        "watched",
+    )
+
     def __init__(
         self,
         max_items: int,

@@ -281,6 +281,22 @@ class _BadRequest(Exception):
 class _Connection:
     """One connection: reads requests, one after the other, and has them answered."""
 
+    __slots__ = (
+        "_bodiless",
+        "_client",
+        "_first",
+        "_http",
+        "_opening",
+        "_pipelined",
+        "_secure",
+        "_server",
+        "_writing",
+        "eof",
+        "lost",
+        "service",
+        "stream",
+    )
+
     def __init__(self, stream: anyio.abc.ByteStream, service: Service) -> None:
         self.stream = stream
         self.service = service
@@ -545,6 +561,15 @@ class _Connection:
 
 class _Upgrade:
     """A WebSocket handshake that waits for its answer; a :class:`~brightsocket_anyio.transport.WebSocketRequest`."""
+
+    __slots__ = (
+        "_pending",
+        "_service",
+        "_stream",
+        "_websocket",
+        "answered",
+        "scope",
+    )
 
     at_home: bool = True
 

@@ -49,6 +49,14 @@ class Owner(Protocol):
 class Stream(Receiver, ObjectReceiveStream[Any]):
     """The stream that :meth:`Connection.receive` returns."""
 
+    __slots__ = (
+        "_arrived",
+        "_closed",
+        "_end",
+        "_owner",
+        "_run",
+    )
+
     def __init__(self, owner: Owner) -> None:
         Receiver.__init__(self, owner.settings.max_buffered_messages, owner.settings.max_buffered_bytes)
         self._owner = owner

@@ -146,6 +146,17 @@ class _Step:
 class _Visit:
     """One client's time on one channel: from naming it, over its acceptance, to its end."""
 
+    __slots__ = (
+        "_absent",
+        "_peer",
+        "_plan",
+        "_step",
+        "connection",
+        "core",
+        "lost",
+        "refusal",
+    )
+
     def __init__(self, peer: _Peer, namespace: str, plan: Plan, identity: Any) -> None:
         self.core = ConnectionCore(
             peer.session,
@@ -298,6 +309,21 @@ class _Visit:
 
 class _Peer:
     """The server's end of one session: its namespaces, and a visit on each."""
+
+    __slots__ = (
+        "_absent",
+        "_asked",
+        "_claims",
+        "_ids",
+        "_pids",
+        "_switching",
+        "_visits",
+        "ids",
+        "request",
+        "server",
+        "session",
+        "webserver",
+    )
 
     session: Session
 

@@ -112,6 +112,17 @@ class Outbox:
     :ivar closed: whether it takes nothing more.
     """
 
+    __slots__ = (
+        "_emptied",
+        "_max_bytes",
+        "_max_messages",
+        "_size",
+        "_units",
+        "_waiting",
+        "closed",
+        "unsent",
+    )
+
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         self._max_messages = max_messages
         self._max_bytes = max_bytes
@@ -284,6 +295,40 @@ class Session:
     :ivar sid: the session's id. It is a secret: whoever knows it can take the session over.
     :ivar task_group: where what lives on the session runs; everything in it has finished when :meth:`run` returns.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_alarm",
+        "_cause",
+        "_changing",
+        "_cut",
+        "_filled",
+        "_flush",
+        "_leaving",
+        "_may_change",
+        "_offer",
+        "_outbox",
+        "_over",
+        "_prompt",
+        "_pushed_back",
+        "_reading",
+        "_receiving",
+        "_resumed",
+        "_returned",
+        "_run",
+        "_sending",
+        "_sink",
+        "_unhandled",
+        "_waiting",
+        "_writing",
+        "automaton",
+        "closed",
+        "now",
+        "settings",
+        "statistics",
+        "task_group",
+        "transport",
+    )
 
     task_group: Tasks
 

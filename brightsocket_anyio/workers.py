@@ -52,6 +52,22 @@ class Workers:
     :param attended: :meth:`work` follows without a checkpoint.
     """
 
+    __slots__ = (
+        "_begun",
+        "_coming",
+        "_enter",
+        "_failure",
+        "_finishing",
+        "_helpers",
+        "_jobs",
+        "_parking",
+        "_reading",
+        "_running",
+        "_stopped",
+        "_swift",
+        "_task_group",
+    )
+
     def __init__(self, task_group: Tasks, enter: Callable[[], None], *, attended: bool = False) -> None:
         self._task_group = task_group
         self._enter = enter

@@ -405,6 +405,31 @@ class Automaton:
     :ivar replies: the packets that answer what was received or what came due.
     """
 
+    __slots__ = (
+        "_allowance",
+        "_allowed_at",
+        "_decoder",
+        "_decoding_size",
+        "_interval",
+        "_max_payload",
+        "_offsets",
+        "_opening",
+        "_patience",
+        "_pings",
+        "_pong_sent",
+        "_settings",
+        "_stays",
+        "_table",
+        "_timers",
+        "eio",
+        "held",
+        "protocol",
+        "replies",
+        "road",
+        "sid",
+        "side",
+    )
+
     def __init__(
         self,
         side: Side,

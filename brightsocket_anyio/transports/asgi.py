@@ -30,6 +30,20 @@ class ASGIWebSocketTransport:
     :param settings: for ``max_payload``, ``stall_timeout`` and ``close_timeout``.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_asgi_receive",
+        "_asgi_send",
+        "_closed",
+        "_eio",
+        "_end",
+        "_limit",
+        "_lock",
+        "_sending",
+        "_settings",
+        "_write_nowait",
+    )
+
     def __init__(self, receive: Receive, send: Send, eio: Literal[3, 4], settings: Settings) -> None:
         self._asgi_receive = receive
         self._asgi_send = send
@@ -166,6 +180,14 @@ class ASGIWebSocketTransport:
 
 class ASGIWebSocketRequest:
     """The :class:`~brightsocket_anyio.transport.WebSocketRequest` of an ASGI ``websocket`` scope."""
+
+    __slots__ = (
+        "_connecting",
+        "_receive",
+        "_scope",
+        "_send",
+        "_settings",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings) -> None:
         self._scope = scope

@@ -83,6 +83,22 @@ class PollingTransport:
     :param base64: the client cannot read binary payloads (Engine.IO 3 only).
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_base64",
+        "_eio",
+        "_error",
+        "_farewell",
+        "_finished",
+        "_lost",
+        "_pending",
+        "_post",
+        "_receive_changed",
+        "_send_changed",
+        "_settings",
+        "_state",
+    )
+
     def __init__(self, eio: Literal[3, 4], settings: Settings, *, base64: bool = False) -> None:
         self._eio = eio
         self._settings = settings

@@ -46,6 +46,15 @@ class TrioStream(anyio.abc.ByteStream):
     One task may receive while another one sends.
     """
 
+    __slots__ = (
+        "_cause",
+        "_closed",
+        "_peer",
+        "_raw",
+        "_reading",
+        "_writing",
+    )
+
     def __init__(self, connected: socket.socket, peer: Any) -> None:
         connected.setblocking(False)
         self._raw = connected
@@ -211,6 +220,21 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
 
     Reading goes on until 64 KiB wait to be received. One task may receive while another one sends.
     """
+
+    __slots__ = (
+        "_cause",
+        "_chunks",
+        "_closed",
+        "_eof",
+        "_full",
+        "_loop",
+        "_lost",
+        "_paused",
+        "_readable",
+        "_size",
+        "_transport",
+        "_writable",
+    )
 
     _transport: asyncio.Transport
 

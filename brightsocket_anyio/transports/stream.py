@@ -81,6 +81,34 @@ class WebSocket:
         peer.
     """
 
+    __slots__ = (
+        "_close_timeout",
+        "_closed",
+        "_core",
+        "_empty_count",
+        "_end",
+        "_ended",
+        "_eof",
+        "_fragment_count",
+        "_fragmented",
+        "_fragments",
+        "_head",
+        "_leading",
+        "_lock",
+        "_lost",
+        "_max_fragments",
+        "_max_size",
+        "_opcode",
+        "_received",
+        "_receiving",
+        "_sieve",
+        "_stall",
+        "_stream",
+        "_tail",
+        "_write_nowait",
+        "prepared",
+    )
+
     def __init__(
         self,
         stream: anyio.abc.ByteStream,
@@ -513,6 +541,13 @@ class WebSocket:
 
 class StreamTransport:
     """The :class:`~brightsocket_anyio.transport.Transport` over a :class:`WebSocket`, which it owns and closes."""
+
+    __slots__ = (
+        "__weakref__",
+        "_eio",
+        "_error",
+        "_websocket",
+    )
 
     def __init__(self, websocket: WebSocket, eio: Literal[3, 4]) -> None:
         self._websocket = websocket
