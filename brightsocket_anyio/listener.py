@@ -102,20 +102,19 @@ async def serve_listener(listener: anyio.abc.Listener[Any], door: Door, host: Ho
     """
     service = Service(door, host, settings)
     slots = _Slots(settings)
-    try:
-        async with anyio.create_task_group() as connections, open_tasks() as tasks:
+    async with anyio.create_task_group() as connections, open_tasks() as tasks:
+        gated = _gated(listener, slots, tasks.start_soon)
+        try:
             async with anyio.create_task_group() as accepting:
-                gated = _gated(listener, slots, tasks.start_soon)
                 accepting.start_soon(gated.serve, service.serve, connections)
                 await host.stopping.wait()
                 accepting.cancel_scope.cancel()
-            await listener.aclose()
-            service.wake_all()
-            await host.drained.wait()
-            service.wake_all()
-    finally:
-        with anyio.CancelScope(shield=True):
-            await listener.aclose()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await gated.aclose()
+        service.wake_all()
+        await host.drained.wait()
+        service.wake_all()
 
 
 class _Slots:
@@ -150,7 +149,7 @@ def _gated(listener: anyio.abc.Listener[Any], slots: _Slots, start: Callable[...
     :param start: starts the task of each.
     """
     if isinstance(listener, MultiListener):
-        return MultiListener([_gated(each, slots, start) for each in listener.listeners])
+        return dataclasses.replace(listener, listeners=[_gated(each, slots, start) for each in listener.listeners])
     if isinstance(listener, TLSListener):
         inner = _gated(listener.listener, slots, start)
         if type(listener) is not TLSListener:
@@ -176,8 +175,7 @@ class _TLSListener(TLSListener):
 
 class _Gate(anyio.abc.Listener[anyio.abc.ByteStream]):
     def __init__(self, listener: anyio.abc.SocketListener, slots: _Slots, start: Callable[..., Any]) -> None:
-        self._listener = listener
-        self._accept_one = acceptor_of(listener)
+        self._acceptor = acceptor_of(listener)
         self._slots = slots
         self._start = start
         # the connections that it accepts have it from there
@@ -198,7 +196,7 @@ class _Gate(anyio.abc.Listener[anyio.abc.ByteStream]):
     async def _accept(self) -> anyio.abc.ByteStream:
         while True:
             try:
-                return await self._accept_one()
+                return await self._acceptor.accept()
             except (anyio.BrokenResourceError, OSError) as exc:
                 error = exc.__cause__ if isinstance(exc, anyio.BrokenResourceError) else exc
                 if getattr(error, "errno", None) == errno.ECONNABORTED:
@@ -217,7 +215,7 @@ class _Gate(anyio.abc.Listener[anyio.abc.ByteStream]):
             self._slots.all.release()
 
     async def aclose(self) -> None:
-        await self._listener.aclose()
+        await self._acceptor.aclose()
 
 
 class Service:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, cast
 
 import anyio
 import anyio.abc
 import pytest
 from anyio.abc import SocketAttribute
+from anyio.lowlevel import checkpoint
 from anyio.streams.stapled import MultiListener
 
 from brightsocket_anyio import ConnectionLost
-from brightsocket_anyio.transports import sockets
-from brightsocket_anyio.transports.sockets import TrioStream, acceptor_of, prompt_stream
+from brightsocket_anyio.transports.sockets import (
+    AsyncioAcceptor,
+    TrioAcceptor,
+    TrioStream,
+    _address,
+    acceptor_of,
+    prompt_stream,
+)
 from brightsocket_anyio.transports.stream import send_all
 
 from .support import PATIENCE, until
@@ -31,7 +39,7 @@ async def pair(host: str = "127.0.0.1") -> AsyncIterator[tuple[Any, anyio.abc.So
     streams: list[Any] = []
 
     async def take() -> None:
-        streams.append(await acceptor_of(listener)())
+        streams.append(await acceptor_of(listener).accept())
 
     async with multi:
         async with anyio.create_task_group() as tg:
@@ -245,7 +253,9 @@ async def test_readable_is_no_promise() -> None:
     multi: MultiListener[Any] = await anyio.create_tcp_listener(local_host="127.0.0.1")
     listener: Any = multi.listeners[0]
     async with multi, await anyio.connect_tcp(*listener.extra(SocketAttribute.local_address)) as there:
-        here: Any = await sockets._accept_on_trio(cast("Any", Hesitant(listener.extra(SocketAttribute.raw_socket))))
+        acceptor = TrioAcceptor(listener)
+        acceptor._raw = cast("Any", Hesitant(acceptor._raw))
+        here: Any = await acceptor.accept()
         assert type(here) is TrioStream
         here._raw = cast("Any", Hesitant(here._raw))
         await there.send(b"hello")
@@ -253,21 +263,96 @@ async def test_readable_is_no_promise() -> None:
             assert await here.receive() == b"hello"
 
 
-@pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)
 async def test_who_accepts_hears_that_the_listener_is_closed() -> None:
     multi: MultiListener[Any] = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    accept = acceptor_of(cast("Any", multi.listeners[0]))
+    acceptor = acceptor_of(cast("Any", multi.listeners[0]))
 
     async def wait() -> None:
         with pytest.raises(anyio.ClosedResourceError):
-            await accept()
+            await acceptor.accept()
 
     async with anyio.create_task_group() as tg:
         tg.start_soon(wait)
         await anyio.wait_all_tasks_blocked()
-        await multi.aclose()
+        await acceptor.aclose()
     with pytest.raises(anyio.ClosedResourceError):
-        await accept()
+        await acceptor.accept()
+
+
+@asynccontextmanager
+async def accepting() -> AsyncIterator[tuple[Any, Callable[[], Awaitable[anyio.abc.ByteStream]]]]:
+    """What accepts connections, and how to make one."""
+    multi: MultiListener[Any] = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    listener: Any = multi.listeners[0]
+    acceptor = acceptor_of(listener)
+    try:
+        yield acceptor, partial(anyio.connect_tcp, *listener.extra(SocketAttribute.local_address))
+    finally:
+        await acceptor.aclose()
+
+
+async def test_connections_that_nobody_accepts_wait() -> None:
+    async with accepting() as (acceptor, connect):
+        for count in (1, 3, 1, 2):
+            async with AsyncExitStack() as stack:
+                for number in range(count):
+                    there = await stack.enter_async_context(await connect())
+                    await there.send(b"%d" % number)
+                await anyio.wait_all_tasks_blocked()
+                for number in range(count):
+                    async with await acceptor.accept() as here:
+                        assert await here.receive() == b"%d" % number
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "asyncio+uvloop"], indirect=True)
+async def test_the_loop_does_not_go_on_calling_for_a_connection_that_nobody_accepts() -> None:
+    calls = 0
+
+    def note_ready() -> None:
+        nonlocal calls
+        calls += 1
+        AsyncioAcceptor._note_ready(acceptor)
+
+    async with accepting() as (acceptor, connect):
+        acceptor._note_ready = note_ready
+        async with await connect(), await acceptor.accept(), await connect():
+            await until(lambda: not acceptor._watched)
+            before = calls
+            for _ in range(100):
+                await checkpoint()
+            assert calls == before
+            async with await acceptor.accept():
+                pass
+
+
+async def test_whoever_comes_at_the_moment_of_a_cancellation_is_accepted_later_or_hears_the_end() -> None:
+    scope = anyio.CancelScope()
+
+    async def accept() -> None:
+        with scope:
+            await acceptor.accept()
+
+    def note_ready() -> None:
+        AsyncioAcceptor._note_ready(acceptor)
+        scope.cancel()
+
+    async with accepting() as (acceptor, connect), anyio.create_task_group() as tg:
+        if type(acceptor) is AsyncioAcceptor:
+            acceptor._note_ready = note_ready  # type: ignore[method-assign]
+        tg.start_soon(accept)
+        await anyio.wait_all_tasks_blocked()
+        if type(acceptor) is TrioAcceptor:
+            scope.cancel()
+        async with await connect() as first, await connect() as second:
+            await second.send(b"2")
+            await first.send(b"1")
+            got = b""
+            while got != b"2":
+                async with await acceptor.accept() as here:
+                    got = await here.receive()
+            with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                await first.receive()
+        assert scope.cancelled_caught
 
 
 async def test_cancelled_receiving_loses_nothing() -> None:
@@ -280,8 +365,8 @@ async def test_cancelled_receiving_loses_nothing() -> None:
 
 
 def test_an_address_with_a_scope() -> None:
-    assert sockets._address(("fe80::1", 80, 0, 2)) == ("fe80::1%2", 80)
-    assert sockets._address("/run/socket") == "/run/socket"
+    assert _address(("fe80::1", 80, 0, 2)) == ("fe80::1%2", 80)
+    assert _address("/run/socket") == "/run/socket"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

@@ -17,7 +17,7 @@ import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import anyio
 import anyio.abc
@@ -164,49 +164,132 @@ class TrioStream(anyio.abc.ByteStream):
         }
 
 
-def acceptor_of(listener: anyio.abc.SocketListener) -> Callable[[], Awaitable[anyio.abc.ByteStream]]:
-    """What waits for the next connection of a listener: as AnyIO accepts it, or, of AnyIO's own listeners, one of ours.
+class Acceptor(Protocol):
+    """What accepts a listener's connections, and closes it; an :class:`anyio.abc.SocketListener` is one."""
 
-    It raises :exc:`OSError` or :exc:`anyio.BrokenResourceError` where a connection could not be accepted.
-    """
+    async def accept(self) -> anyio.abc.ByteStream:
+        """Wait for the next connection. Cancelled, one that has just come may be closed.
+
+        :raises OSError: a connection could not be accepted, as by :exc:`anyio.BrokenResourceError`.
+        :raises anyio.ClosedResourceError: the listener is closed.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close the listener."""
+        ...
+
+
+def acceptor_of(listener: anyio.abc.SocketListener) -> Acceptor:
+    """The acceptor of AnyIO's own listeners that gives prompt streams; any other listener is one itself."""
     match type(listener).__module__:
-        case "anyio._backends._asyncio":
-            accept: Callable[[socket.socket], Awaitable[anyio.abc.ByteStream]] = _accept_on_asyncio
+        case "anyio._backends._asyncio" if _can_watch(listener):
+            return AsyncioAcceptor(listener)
         case "anyio._backends._trio":
-            accept = _accept_on_trio
-        case _:
-            return listener.accept
-    return partial(accept, listener.extra(SocketAttribute.raw_socket))  # noqa: S610 (Django's is another)
+            return TrioAcceptor(listener)
+    return listener
 
 
-async def _accept_on_trio(listener: socket.socket) -> TrioStream:
-    try:
+class TrioAcceptor:
+    """The :class:`Acceptor` on Trio."""
+
+    def __init__(self, listener: anyio.abc.SocketListener) -> None:
+        self._listener = listener
+        self._raw: socket.socket = listener.extra(SocketAttribute.raw_socket)  # noqa: S610 (Django's is another)
+
+    async def accept(self) -> TrioStream:
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._raw)
+                try:
+                    connected, peer = self._raw.accept()
+                except BlockingIOError:
+                    continue
+                _send_without_delay(connected)
+                return TrioStream(connected, peer)
+        except (OSError, ValueError, trio.ClosedResourceError) as exc:
+            if self._raw.fileno() < 0:
+                raise anyio.ClosedResourceError from exc
+            raise
+
+    async def aclose(self) -> None:
+        await self._listener.aclose()
+
+
+class AsyncioAcceptor:
+    """The :class:`Acceptor` on asyncio.
+
+    The loop watches the socket all the time: its ``sock_accept`` has it watched for each connection anew, which is a
+    sixth of the system calls of a client who connects, identifies and leaves.
+    """
+
+    def __init__(self, listener: anyio.abc.SocketListener) -> None:
+        self._listener = listener
+        self._raw: socket.socket = listener.extra(SocketAttribute.raw_socket)  # noqa: S610 (Django's is another)
+        self._loop = asyncio.get_running_loop()
+        self._watched = self._ready = self._closed = False
+        self._waiting: asyncio.Future[None] | None = None
+
+    async def accept(self) -> AsyncioStream:
         while True:
-            await trio.lowlevel.wait_readable(listener)
+            if self._closed:
+                raise anyio.ClosedResourceError
+            if not self._ready:
+                await self._wait()
+                continue
+            self._ready = False
             try:
-                connected, peer = listener.accept()
+                connected, _ = self._raw.accept()
             except BlockingIOError:
                 continue
             _send_without_delay(connected)
-            return TrioStream(connected, peer)
-    except (OSError, ValueError, trio.ClosedResourceError) as exc:
-        if listener.fileno() < 0:
-            raise anyio.ClosedResourceError from exc
-        raise
+            _, stream = await self._loop.connect_accepted_socket(AsyncioStream, connected)
+            return stream
+
+    async def _wait(self) -> None:
+        if not self._watched:
+            self._watched = True
+            self._loop.add_reader(self._raw, self._note_ready)
+        self._waiting = self._loop.create_future()
+        try:
+            await self._waiting
+        finally:
+            self._waiting = None
+
+    def _note_ready(self) -> None:
+        if self._ready:
+            # nobody takes it for now: the loop would go on calling
+            self._stop_watching()
+        self._ready = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def _stop_watching(self) -> None:
+        if self._watched:
+            self._watched = False
+            self._loop.remove_reader(self._raw)
+
+    async def aclose(self) -> None:
+        self._closed = True
+        self._stop_watching()
+        self._wake()
+        try:
+            # uvloop lets go of the socket in its next turn only
+            await checkpoint()
+        finally:
+            await self._listener.aclose()
 
 
-async def _accept_on_asyncio(listener: socket.socket) -> AsyncioStream:
-    loop = asyncio.get_running_loop()
+def _can_watch(listener: anyio.abc.SocketListener) -> bool:
+    """Whether the loop is not the one that Windows has by default."""
     try:
-        connected, _ = await loop.sock_accept(listener)
-    except asyncio.CancelledError:
-        # as AnyIO does: https://bugs.python.org/issue41317
-        with contextlib.suppress(ValueError, NotImplementedError):
-            loop.remove_reader(listener)
-        raise
-    _send_without_delay(connected)
-    _, stream = await loop.connect_accepted_socket(AsyncioStream, connected)
-    return stream
+        asyncio.get_running_loop().remove_reader(listener.extra(SocketAttribute.raw_socket))  # noqa: S610
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _send_without_delay(connected: socket.socket) -> None:
