@@ -16,7 +16,6 @@ AnyIO's own exceptions keep AnyIO's meaning: :exc:`anyio.ClosedResourceError` (w
 
 from __future__ import annotations
 
-from copy import copy
 from typing import Any, TypeVar
 
 import anyio
@@ -35,7 +34,9 @@ def sole(exc: BaseException) -> BaseException:
 def fresh(exc: Error) -> Error:
     """A copy to raise of an exception that is kept: a traceback would keep the frames that it has come through, and by
     them whoever keeps it."""
-    return copy(exc)
+    copied = type(exc).__new__(type(exc), *exc.args)
+    copied.__dict__.update(exc.__dict__)
+    return copied
 
 
 class BrightsocketError(Exception):

@@ -157,7 +157,7 @@ async def test_finished_frames() -> None:
     async with both() as (server, client):
         assert server.prepared
         assert not client.prepared
-        await server.send_frames([frame_of_message("a"), frame_of_message(b"b")])
+        await server.send_frames(frame_of_message("a") + frame_of_message(b"b"))
         assert await client.receive() == ["a", b"b"]
 
 

@@ -125,7 +125,7 @@ for _each in (Road, RoadInput, Stay, StayInput, Timer):
 _MESSAGE, _EVENT, _ACTIVE = PacketType.MESSAGE, socketio.PacketType.EVENT, Stay.ACTIVE
 _OPENING, _CLOSED = Road.OPENING, Road.CLOSED
 _ABSENT, _CONNECTED, _ENDED_STAY, _IDENTIFY = Stay.ABSENT, Stay.CONNECTED, Stay.ENDED, StayInput.IDENTIFY
-_SERVER, _SILENCE = Side.SERVER, Timer.SILENCE
+_SERVER, _SILENCE, _CONNECT = Side.SERVER, Timer.SILENCE, Timer.CONNECT
 
 _R, _RI, _S, _SI = Road, RoadInput, Stay, StayInput
 
@@ -786,15 +786,17 @@ class Automaton:
         if before is _ABSENT and len(self._stays) >= self._settings.max_namespaces:
             raise ProtocolError("too many namespaces")
         self._stays[namespace] = after
+        timers = self._timers
         if self.side is _SERVER:
             if after is _ACTIVE or after is _ENDED_STAY:
-                self._timers.pop(namespace, None)
+                timers.pop(namespace, None)
             elif after is not _CONNECTED:
-                self._timers[namespace] = now + self._settings.identify_timeout
+                timers[namespace] = now + self._settings.identify_timeout
         if after is not _ENDED_STAY:
-            self._timers.pop(Timer.CONNECT, None)
+            if _CONNECT in timers:
+                del timers[_CONNECT]
         elif not self.live:
-            self._timers[Timer.CONNECT] = now + self._settings.connect_timeout
+            timers[_CONNECT] = now + self._settings.connect_timeout
         return before
 
     def _allows(self, now: float) -> bool:

@@ -76,7 +76,7 @@ class ASGIWebSocketTransport:
 
     def send_nowait(self, packets: Sequence[Packet]) -> bool:
         write = self._write_nowait
-        return write is not None and not self._lock.locked() and write(b"".join(frames_of(packets, self._eio)))
+        return write is not None and not self._lock.locked() and write(frames_of(packets, self._eio))
 
     @property
     def flushed(self) -> bool:

@@ -37,7 +37,8 @@ Write = Callable[[bytes], int]
 
 def prompt_stream(stream: anyio.abc.ByteStream) -> TrioStream | AsyncioStream | None:
     """The stream, if it is one of these."""
-    return stream if isinstance(stream, TrioStream | AsyncioStream) else None
+    # not isinstance, which asks the classes' metaclass, in Python code
+    return cast("TrioStream | AsyncioStream", stream) if type(stream) in _PROMPT else None
 
 
 class TrioStream(anyio.abc.ByteStream):
@@ -492,3 +493,6 @@ def _address(address: Any) -> Any:
         return address
     host, port, _, scope = address
     return (f"{host}%{scope}" if scope else host), port
+
+
+_PROMPT = frozenset({TrioStream, AsyncioStream})

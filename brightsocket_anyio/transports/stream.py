@@ -184,23 +184,25 @@ class WebSocket:
                     self._core.send_binary(message)
             await self._write(self._core.data_to_send())
 
-    async def send_frames(self, frames: Sequence[bytes]) -> None:
-        """Send finished frames of :func:`frame_of`, where :attr:`prepared` is true; otherwise like :meth:`send`."""
+    async def send_frames(self, frames: bytes) -> None:
+        """Send finished frames, where :attr:`prepared` is true; otherwise like :meth:`send`."""
         async with self._locked():
             self._check_open()
-            await self._write([*self._core.data_to_send(), *frames])
+            await self._write([*self._core.data_to_send(), frames])
 
-    def send_nowait(self, frames: Sequence[bytes]) -> bool:
+    def send_nowait(self, frames: bytes) -> bool:
         """Send finished frames, where :attr:`prepared` is true, if nothing has to be waited for; returns whether they
         were taken. Where :attr:`flushed` is false then, the next ``send_frames`` sends the rest of them first."""
         if self._core.writes or not self._core.open or self._closed or self._end is not None:
             return False
         if (write := self._free_to_write()) is None:
             return False
-        data = frames[0] if len(frames) == 1 and not self._head else b"".join([self._head, *frames])
+        data = self._head + frames if self._head else frames
         written = write(data)
         if written:
-            self._head, self._tail = b"", data[written:]
+            self._head = b""
+            if written < len(data):
+                self._tail = data[written:]
         return written > 0
 
     @property
@@ -214,7 +216,7 @@ class WebSocket:
         :raises: as :meth:`send`.
         """
         if self._head:
-            await self.send_frames(())
+            await self.send_frames(b"")
 
     def _locked(self) -> anyio.Lock:
         if self._lock is None:
