@@ -102,7 +102,8 @@ async def serve_listener(listener: anyio.abc.Listener[Any], door: Door, host: Ho
     """
     service = Service(door, host, settings)
     slots = _Slots(settings)
-    async with anyio.create_task_group() as connections, open_tasks() as tasks:
+    # in this order: AnyIO's checks whether a handler is cancelled look at each scope around it
+    async with open_tasks() as tasks, anyio.create_task_group() as connections:
         gated = _gated(listener, slots, tasks.start_soon)
         try:
             async with anyio.create_task_group() as accepting:

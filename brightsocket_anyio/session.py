@@ -624,9 +624,15 @@ class Session:
         workers = None if self._may_change else self._sink.workers
         return workers if workers is not None and workers.willing else None
 
-    async def feed(self, take: Callable[[list[Packet]], bool], /) -> None:
+    def feed(self, take: Callable[[list[Packet]], bool], /) -> Awaitable[None]:
         """Wait for packets, and call ``take`` with them, until that returns ``False``; with none if the session has
         changed its road meanwhile."""
+        if self._prompt is None or self._may_change:
+            return self._feed_one_by_one(take)
+        # no coroutine of its own, which each message would have to come through
+        return self._prompt.feed(take)
+
+    async def _feed_one_by_one(self, take: Callable[[list[Packet]], bool]) -> None:
         while self._prompt is None or self._may_change:
             if not take(await (self._receive() if self._may_change else self.transport.receive())):
                 return
@@ -643,7 +649,8 @@ class Session:
         self._waiting = False
         self._run = 0
         self.statistics.packets_received += len(packets)
-        if self.ending is not None:
+        ending = self._cause is not None
+        if ending:
             return False
         automaton, sink = self.automaton, self._sink
         time = self.now()

@@ -70,8 +70,9 @@ class PromptTransport(Transport, Protocol):
     """A transport that takes packets at once, without a switch to the task that sends, often closes at once, and keeps
     nothing for each message while it waits for the next one."""
 
-    async def feed(self, take: Callable[[list[Packet]], bool]) -> None:
-        """Receive, again and again, until ``take``, which is called with what has come, returns ``False``.
+    def feed(self, take: Callable[[list[Packet]], bool]) -> Awaitable[None]:
+        """Receive, again and again, until ``take``, which is called with what has come, returns ``False``. What this
+        returns is to be awaited at once.
 
         One coroutine waits for all of it: among a thousand connections, to make one for each message, and to have the
         garbage collector look at it, takes a fifth of the time.

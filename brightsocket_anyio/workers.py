@@ -98,9 +98,32 @@ class Workers:
 
     async def work(self) -> None:
         """Be a worker, and the one that is parked between the jobs, until no job runs or waits after :meth:`finish`."""
+        # all of it in one coroutine, since each message comes through every one that waits for it
         self._enter()
         try:
-            await self._serve(attending=True)
+            while True:
+                while (begun := self._begin()) is not None:
+                    self._return_reading()
+                    await self._see_through(begun)
+                if self._helpers or self._finishing:
+                    # whoever has parked meanwhile sees that somebody else does, and goes
+                    self._parking.wake()
+                if self._finishing and not self._running:
+                    return
+                if (reading := self._reading) is None:
+                    await self._parking.wait()
+                    continue
+                try:
+                    await reading.feed(self._consume)
+                except Exception as exc:
+                    reading.lose(exc)
+                    self._return_reading()
+                begun, self._begun, failure, self._failure = self._begun, None, self._failure, None
+                if failure is not None:
+                    raise failure
+                if begun is not None:
+                    self._return_reading()
+                    await self._see_through(begun)
         finally:
             self._return_reading()
 
@@ -142,38 +165,17 @@ class Workers:
         self._enter()
         self._helpers += 1
         try:
-            await self._serve(attending=False)
+            while True:
+                while (begun := self._begin()) is not None:
+                    await self._see_through(begun)
+                if self._finishing and not self._running:
+                    self._parking.wake()
+                    return
+                if self._parking.taken or self._reading is not None:
+                    return
+                await self._parking.wait()
         finally:
             self._helpers -= 1
-
-    async def _serve(self, *, attending: bool) -> None:
-        while True:
-            while (begun := self._begin()) is not None:
-                await self._see_through(begun, attending)
-            if self._helpers and attending:
-                # who has parked meanwhile sees that somebody else does, and goes
-                self._parking.wake()
-            if self._finishing and not self._running:
-                self._parking.wake()
-                return
-            if attending and self._reading is not None:
-                await self._read(self._reading)
-            elif not attending and (self._parking.taken or self._reading is not None):
-                return
-            else:
-                await self._parking.wait()
-
-    async def _read(self, reading: Reading) -> None:
-        try:
-            await reading.feed(self._consume)
-        except Exception as exc:
-            reading.lose(exc)
-            self._return_reading()
-        begun, self._begun, failure, self._failure = self._begun, None, self._failure, None
-        if failure is not None:
-            raise failure
-        if begun is not None:
-            await self._see_through(begun, True)
 
     def _consume(self, received: list[Any]) -> bool:
         """Take what has been read, do what it asks for as far as that does not block, and return whether to read on."""
@@ -212,9 +214,7 @@ class Workers:
         self._coming = False
         return None
 
-    async def _see_through(self, begun: _Begun, attending: bool) -> None:
-        if attending:
-            self._return_reading()
+    async def _see_through(self, begun: _Begun) -> None:
         if self._jobs:
             self._call()
         try:

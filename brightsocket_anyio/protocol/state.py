@@ -127,6 +127,8 @@ _OPENING, _CLOSED = Road.OPENING, Road.CLOSED
 _ABSENT, _CONNECTED, _ENDED_STAY, _IDENTIFY = Stay.ABSENT, Stay.CONNECTED, Stay.ENDED, StayInput.IDENTIFY
 _SERVER, _SILENCE, _CONNECT = Side.SERVER, Timer.SILENCE, Timer.CONNECT
 
+_UNLIMITED: Final = math.inf
+
 _R, _RI, _S, _SI = Road, RoadInput, Stay, StayInput
 
 ROADS: Final[Mapping[Road, Mapping[RoadInput, Road]]] = {
@@ -450,7 +452,7 @@ class Automaton:
         self._opening = RoadInput.OPEN_POLLING if polling else RoadInput.OPEN_WEBSOCKET
         self._pings = (side is Side.SERVER) == (eio == 4)
         #: bytes of one message that a client's server takes
-        self._max_payload: float = math.inf
+        self._max_payload: float = _UNLIMITED
         self._interval: float = settings.ping_interval
         self._patience: float = settings.ping_timeout
         self._table = STAYS[side]
@@ -754,7 +756,7 @@ class Automaton:
         :raises ValueError: as :func:`encode_action`, or the server does not take so much in one message.
         """
         unit = encode_action(self.protocol, namespace, name, args, id, self._settings.max_attachments)
-        return unit if self._max_payload == math.inf else self._short(unit)
+        return unit if self._max_payload == _UNLIMITED else self._short(unit)
 
     def encode_answer(self, namespace: str, id: int, args: tuple[Any, ...]) -> Unit:
         """Encode the answer to a call.

@@ -7,7 +7,7 @@ of the byte stream, of TLS and of the core becomes one of ours here.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal
 
 import anyio
@@ -576,18 +576,18 @@ class StreamTransport:
     async def receive(self) -> list[Packet]:
         return await receive_once(self.feed)
 
-    async def feed(self, take: Callable[[list[Packet]], bool]) -> None:
-        more = True
+    def feed(self, take: Callable[[list[Packet]], bool]) -> Awaitable[None]:
+        # no coroutine of its own, which each message would have to come through
+        if self._error is not None:
+            raise fresh(self._error)
 
         def convert(messages: list[str | bytes]) -> bool:
-            nonlocal more
             more = take(self._decode(messages))
-            return more and self._error is None
-
-        while more:
-            if self._error is not None:
+            if more and self._error is not None:
                 raise fresh(self._error)
-            await self._websocket.feed(convert)
+            return more
+
+        return self._websocket.feed(convert)
 
     def take_arrived(self) -> list[Packet]:
         return self._decode(self._websocket.take_received())
