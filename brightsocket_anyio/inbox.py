@@ -89,7 +89,8 @@ class Receiver(Buffer, ABC):
     answers: bool = False
 
     def __init__(self, max_items: int, max_size: int) -> None:
-        super().__init__(max_items, max_size)
+        # not by super(), which takes as long as all of it
+        Buffer.__init__(self, max_items, max_size)
         self.inbox: Inbox | None = None
         self.action: str = ""
 
@@ -113,7 +114,7 @@ class Lane(Buffer):
     __slots__ = ("action", "busy", "receivers")
 
     def __init__(self, action: str, max_items: int, max_size: int) -> None:
-        super().__init__(max_items, max_size)
+        Buffer.__init__(self, max_items, max_size)
         self.action: str = action
         self.receivers: list[Receiver] = []
         self.busy: bool = False

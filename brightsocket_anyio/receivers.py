@@ -142,7 +142,7 @@ class Handler(Receiver):
     ) -> None:
         if limit < 1:
             raise ConfigurationError(f"limit must be at least 1, not {limit!r}")
-        super().__init__(settings.max_buffered_messages, settings.max_buffered_bytes)
+        Receiver.__init__(self, settings.max_buffered_messages, settings.max_buffered_bytes)
         self._function = Adapted(function, "a handler")
         self._limit = limit
         self._workers = workers

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -539,7 +538,7 @@ class _Peer:
             # what clients of Socket.IO 1 and 2 work out for themselves
             return self.session.sid if namespace == "/" else f"{namespace}#{self.session.sid}"
         if namespace not in self._ids:
-            self._ids[namespace] = secrets.token_urlsafe(15)
+            self._ids[namespace] = handshake.random_id()
         return self._ids[namespace]
 
     def pid(self, namespace: str) -> str | None:
@@ -547,7 +546,7 @@ class _Peer:
         if self.server.pool.offsets is None or self.session.eio == 3:
             return None
         if namespace not in self._pids:
-            pid = self._pids[namespace] = secrets.token_urlsafe(15)
+            pid = self._pids[namespace] = handshake.random_id()
             self.server.holders[pid] = self.session
         return self._pids[namespace]
 
@@ -672,7 +671,7 @@ class Server(AsyncContextManagerMixin):
         if self._authorize is not None:
             await self._ask(self._authorize, request, wait_gone)
             self.check_open()
-        sid = secrets.token_urlsafe(15)
+        sid = handshake.random_id()
         headers = answer_headers(request)
         if self.settings.cookie is not None:
             headers.append(handshake.session_cookie(self.settings.cookie, sid))

@@ -9,6 +9,8 @@ from typing import Any
 
 from .errors import ConfigurationError
 
+_COROUTINE, _VARARGS = inspect.CO_COROUTINE, inspect.CO_VARARGS
+
 
 class Adapted:
     """A function that any number of positional arguments suits; its signature is read once, now.
@@ -26,12 +28,15 @@ class Adapted:
         self._function = function
         if type(function) is FunctionType and not function.__dict__:
             # a connection's handlers are read for each connection anew: this is a fiftieth of inspect's time
-            code = function.__code__
-            self.waits: bool = bool(code.co_flags & inspect.CO_COROUTINE)
+            code, flags = function.__code__, function.__code__.co_flags
+            self.waits: bool = flags & _COROUTINE != 0
             if not code.co_kwonlyargcount or code.co_kwonlyargcount == len(function.__kwdefaults__ or ()):
-                defaults = function.__defaults__
-                self._most = None if code.co_flags & inspect.CO_VARARGS else code.co_argcount
-                self._least = code.co_argcount - len(defaults) if defaults else code.co_argcount
+                self._least: int = code.co_argcount
+                self._most: int | None = code.co_argcount
+                if flags & _VARARGS:
+                    self._most = None
+                if defaults := function.__defaults__:
+                    self._least -= len(defaults)
                 return
         else:
             self.waits = inspect.iscoroutinefunction(function)

@@ -255,7 +255,10 @@ _EVENT_INPUTS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+# What comes out of the automaton. Not frozen: that would cost more to make than the rest of it.
+
+
+@dataclass(slots=True)
 class Opened:
     """Client: the server's open packet has come."""
 
@@ -263,7 +266,7 @@ class Opened:
     upgrades: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Joining:
     """Server: the client asks for a namespace, with CONNECT's auth payload (protocol 4: the query, a dict of texts).
 
@@ -276,7 +279,7 @@ class Joining:
     offset: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Joined:
     """Client: the server let it into a namespace.
 
@@ -289,7 +292,7 @@ class Joined:
     offset: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Identifying:
     """Server: the client names a channel on the main namespace.
 
@@ -300,14 +303,14 @@ class Identifying:
     identity: dict[str, Any] | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Identified:
     """Client: the server let it into the channel that it named; ``offset`` as for :class:`Joined`."""
 
     offset: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rejected:
     """Client: the server turned it away, from a namespace or from the channel that it named."""
 
@@ -316,7 +319,6 @@ class Rejected:
     data: Any = None
 
 
-# not frozen: that would cost more to make than the rest of it
 @dataclass(slots=True)
 class Action:
     """A named action with its values; ``id`` where the peer waits for an answer; ``size`` in bytes, for the buffers;
@@ -330,7 +332,7 @@ class Action:
     offset: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """The answer to a call."""
 
@@ -339,7 +341,7 @@ class Answer:
     args: tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Explained:
     """Client: the server says why it is about to end the connection."""
 
@@ -347,14 +349,14 @@ class Explained:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Left:
     """The peer left a namespace."""
 
     namespace: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Expired:
     """Server: a namespace's client was not accepted in time; ``named`` tells whether it had named a channel."""
 
@@ -362,12 +364,12 @@ class Expired:
     named: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OfferExpired:
     """The road that was offered has not been taken in time."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ended:
     """The session is over, by the peer's close, a deadline of its own, or this side's decision.
 

@@ -157,12 +157,7 @@ class TrioStream(anyio.abc.ByteStream):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        raw = self._raw
-        return {
-            SocketAttribute.raw_socket: lambda: raw,
-            SocketAttribute.local_address: lambda: _address(raw.getsockname()),
-            SocketAttribute.remote_address: lambda: _address(self._peer),
-        }
+        return _attributes(self._raw, self._peer)
 
 
 class Acceptor(Protocol):
@@ -240,11 +235,12 @@ class AsyncioAcceptor:
                 continue
             self._ready = False
             try:
-                connected, _ = self._raw.accept()
+                connected, peer = self._raw.accept()
             except BlockingIOError:
                 continue
             _send_without_delay(connected)
-            _, stream = await self._loop.connect_accepted_socket(AsyncioStream, connected)
+            make = partial(AsyncioStream, connected, peer)
+            _, stream = await self._loop.connect_accepted_socket(make, connected)
             return stream
 
     async def _wait(self) -> None:
@@ -314,6 +310,8 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
         "_loop",
         "_lost",
         "_paused",
+        "_peer",
+        "_raw",
         "_readable",
         "_size",
         "_transport",
@@ -322,7 +320,10 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
 
     _transport: asyncio.Transport
 
-    def __init__(self) -> None:
+    def __init__(self, connected: socket.socket, peer: Any) -> None:
+        #: the loop's, to be looked at only
+        self._raw = connected
+        self._peer = peer
         self._loop = asyncio.get_running_loop()
         #: few at any time, mostly none
         self._chunks: list[bytes] = []
@@ -470,13 +471,7 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        info = self._transport.get_extra_info
-        attributes: dict[Any, Callable[[], Any]] = {SocketAttribute.raw_socket: partial(info, "socket")}
-        if (local := info("sockname")) is not None:
-            attributes[SocketAttribute.local_address] = lambda: _address(local)
-        if peer := info("peername"):
-            attributes[SocketAttribute.remote_address] = lambda: _address(peer)
-        return attributes
+        return _attributes(self._raw, self._peer)
 
     def _wake_reader(self) -> None:
         if self._readable is not None and not self._readable.done():
@@ -485,6 +480,14 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
     def _wake_writer(self) -> None:
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
+
+
+def _attributes(raw: socket.socket, peer: Any) -> Mapping[Any, Callable[[], Any]]:
+    return {
+        SocketAttribute.raw_socket: lambda: raw,
+        SocketAttribute.local_address: lambda: _address(raw.getsockname()),
+        SocketAttribute.remote_address: lambda: _address(peer),
+    }
 
 
 def _address(address: Any) -> Any:
