@@ -357,7 +357,10 @@ class _Peer:
 
     @property
     def workers(self) -> Workers | None:
-        return next(iter(self._visits.values())).core.workers if len(self._visits) == 1 else None
+        if len(self._visits) == 1:
+            for visit in self._visits.values():
+                return visit.core.workers
+        return None
 
     @property
     def calling(self) -> bool:
@@ -480,6 +483,7 @@ class _Peer:
         assert visit.core.ended is not None
         self.session.push(automaton.explain(namespace, visit.core.ended.code, visit.core.ended.reason))
         self.session.push(automaton.leave(namespace, self.session.now()))
+        self.session.reschedule()
         self._close_if_empty()
 
     def _join(self, namespace: str, auth: Any) -> None:
@@ -525,6 +529,7 @@ class _Peer:
             units = automaton.refuse(namespace, self.session.now(), refusal.reason)
         for unit in units:
             self.session.push(unit)
+        self.session.reschedule()
         if final:
             self._close_if_empty()
 

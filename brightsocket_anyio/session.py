@@ -417,10 +417,10 @@ class Session:
                     self._writing = False
                     if not self._outbox.empty:
                         self._post()
-                    self.reschedule()
                     with self._reading:
                         if begin is not None:
                             begin()
+                        self.reschedule()
                         await self._read()
                     cause = self._cause or cause
                     if self._cut:
@@ -502,7 +502,6 @@ class Session:
         if not self.send_at_once(unit):
             self._outbox.push(unit, sender)
             self._post()
-        self.reschedule()
 
     def send_at_once(self, unit: Unit) -> bool:
         """Send a unit past the outgoing buffer, if nothing is in that, and nothing has to be waited for; returns
@@ -572,9 +571,10 @@ class Session:
         self._resumed.wake()
 
     def reschedule(self) -> None:
-        """The automaton's next deadline may have come nearer."""
-        if self.automaton.deadline < self._alarm.time:
-            self._alarm.set(self.automaton.deadline)
+        """Something has been done to the automaton by which its next deadline may have come nearer."""
+        deadline = self.automaton.deadline
+        if deadline < self._alarm.time:
+            self._alarm.set(deadline)
 
     def _must_hold(self) -> bool:
         return (self._sink.full and not self._sink.calling) or (self._writing and self._outbox.overfull)

@@ -116,7 +116,7 @@ class Timer(enum.Enum):
     UPGRADE = enum.auto()
 
 
-for _each in (Road, RoadInput, Stay, StayInput, Timer):
+for _each in (Side, Road, RoadInput, Stay, StayInput, Timer):
     # Enum's own is Python code, and every message is looked up by some of these
     _each.__hash__ = object.__hash__  # type: ignore[method-assign]
 
@@ -476,7 +476,7 @@ class Automaton:
     @property
     def deadline(self) -> float:
         """When :meth:`expire` is to be called next."""
-        return min(self._timers.values(), default=float("inf"))
+        return min(self._timers.values(), default=_UNLIMITED)
 
     def take_replies(self) -> list[Packet]:
         """Take the :attr:`replies`."""
@@ -506,7 +506,8 @@ class Automaton:
             return None
         if self.road is _OPENING:
             return self._receive_open(packet, now)
-        self._prove_alive(now)
+        if not self._pings or _SILENCE in self._timers:
+            self._prove_alive(now)
         if packet.type is _MESSAGE:
             return self._receive_message(packet, now)
         match packet.type:
@@ -664,8 +665,7 @@ class Automaton:
         if self.held:
             return
         if self._pings:
-            if _SILENCE in self._timers:
-                del self._timers[_SILENCE]
+            self._timers.pop(_SILENCE, None)
         else:
             self._timers[_SILENCE] = now + self._interval + self._patience
 
@@ -781,16 +781,16 @@ class Automaton:
         return socketio.encode(socketio.Packet(type, namespace, data), self.protocol)
 
     def _move(self, namespace: str, given: StayInput, now: float) -> Stay:
-        before = self._stays.get(namespace, _ABSENT)
+        stays, timers = self._stays, self._timers
+        before = stays.get(namespace, _ABSENT)
         after = self._table[before].get(given)
         if after is None:
             raise ProtocolError(f"{given.name} is not possible when {before.name}")
         if after is before and given is not _IDENTIFY:
             return before
-        if before is _ABSENT and len(self._stays) >= self._settings.max_namespaces:
+        if before is _ABSENT and len(stays) >= self._settings.max_namespaces:
             raise ProtocolError("too many namespaces")
-        self._stays[namespace] = after
-        timers = self._timers
+        stays[namespace] = after
         if self.side is _SERVER:
             if after is _ACTIVE or after is _ENDED_STAY:
                 timers.pop(namespace, None)

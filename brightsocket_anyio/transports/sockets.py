@@ -17,7 +17,7 @@ import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import anyio
 import anyio.abc
@@ -38,7 +38,7 @@ Write = Callable[[bytes], int]
 def prompt_stream(stream: anyio.abc.ByteStream) -> TrioStream | AsyncioStream | None:
     """The stream, if it is one of these."""
     # not isinstance, which asks the classes' metaclass, in Python code
-    return cast("TrioStream | AsyncioStream", stream) if type(stream) in _PROMPT else None
+    return stream if type(stream) in _PROMPT else None  # type: ignore[return-value]
 
 
 class TrioStream(anyio.abc.ByteStream):
@@ -341,7 +341,8 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
     # -- for the loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
+        # uvloop's is no instance of asyncio's class
+        self._transport = transport  # type: ignore[assignment]
         # so that what has been sent has left the program, as with AnyIO's
         self._transport.set_write_buffer_limits(0)
 

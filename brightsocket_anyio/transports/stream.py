@@ -363,7 +363,7 @@ class WebSocket:
         if core.failure is not None:
             self._finish(ProtocolError(f"invalid WebSocket frame: {core.failure}"))
         elif core.close_rcvd is not None:
-            self._finish(anyio.EndOfStream(str(core.close_rcvd)))
+            self._finish(anyio.EndOfStream(f"{core.close_rcvd.code} {core.close_rcvd.reason}".rstrip()))
         return self._end is None
 
     def _take(self, frame: Frame) -> bool:
