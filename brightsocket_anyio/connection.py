@@ -16,7 +16,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from .ends import End
 from .errors import ConnectionLost
 from .inbox import Inbox, Item, Lane
-from .parking import Latch, Tasks, open_tasks
+from .parking import Latch, OwnTask, Tasks, open_tasks
 from .protocol.state import Action, Unit
 from .receivers import Handler, Stream, unpack
 from .recovery import RECOVERABLE, Journal
@@ -216,6 +216,11 @@ class ConnectionCore:
         """The scope's workers, if one of them may read for the session: with a grace, what ends the connection would
         not end that."""
         return self._workers if self.accepted and self.ended is None and not self.settings.grace else None
+
+    @property
+    def own_task(self) -> OwnTask | None:
+        """Of the task in which handlers run as long as they do not block, while there is one."""
+        return None if self._task_group is None else self._workers.own
 
     def has_ended(self) -> bool:
         """Whether the connection has ended, though its tasks may have some grace yet."""
@@ -640,7 +645,8 @@ class Connection:
             payload = (*payload, offset)
         session = core.session
         unit = session.automaton.encode_action(core.namespace, action, payload)
-        await checkpoint_if_cancelled()
+        if (own := core.own_task) is None or own.in_doubt:
+            await checkpoint_if_cancelled()
         if settling.get() is not None:
             core.settle()
         if offset is not None or not core.accepted or session is not core.session or not session.send_at_once(unit):

@@ -6,7 +6,7 @@ import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Protocol
 
-from .parking import Parking, Tasks
+from .parking import OwnTask, Parking, Tasks
 
 Job = Callable[[], Coroutine[Any, Any, None]]
 
@@ -50,6 +50,7 @@ class Workers:
     :param task_group: the scope that owns the workers; what a job raises goes to it.
     :param enter: called at the start of each worker's task, whose context comes from whoever happened to start it.
     :param attended: :meth:`work` follows without a checkpoint.
+    :ivar own: of the worker that is always there, once it is.
     """
 
     __slots__ = (
@@ -66,6 +67,7 @@ class Workers:
         "_stopped",
         "_swift",
         "_task_group",
+        "own",
     )
 
     def __init__(self, task_group: Tasks, enter: Callable[[], None], *, attended: bool = False) -> None:
@@ -87,6 +89,7 @@ class Workers:
         self._failure: Exception | None = None
         self._finishing = False
         self._stopped = False
+        self.own: OwnTask | None = None
 
     def submit(self, job: Job) -> None:
         """Have a job run soon."""
@@ -100,6 +103,7 @@ class Workers:
         """Be a worker, and the one that is parked between the jobs, until no job runs or waits after :meth:`finish`."""
         # all of it in one coroutine, since each message comes through every one that waits for it
         self._enter()
+        self.own = own = OwnTask()
         try:
             while True:
                 while (begun := self._begin()) is not None:
@@ -126,6 +130,7 @@ class Workers:
                     await self._see_through(begun)
         finally:
             self._return_reading()
+            own.let_go()
 
     @property
     def quiet(self) -> bool:

@@ -1,4 +1,4 @@
-"""Where one task waits to be woken, time and again; and where many wait for one thing."""
+"""Where one task waits to be woken, or many for one thing; and how a task knows that it is cancelled."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from brightsocket_anyio.parking import Latch, Parking
+from brightsocket_anyio.parking import Latch, OwnTask, Parking
 
 from .support import until
 
@@ -117,3 +117,31 @@ async def test_who_no_longer_waits_for_a_latch_is_none_of_its_business() -> None
         await latch.wait()
     # a checkpoint, even where there is nothing to wait for
     assert scope.cancelled_caught
+
+
+async def test_a_task_knows_whether_it_is_cancelled() -> None:
+    own = OwnTask()
+    assert not own.in_doubt
+    with anyio.CancelScope() as outer, anyio.CancelScope(), anyio.CancelScope():  # noqa: ASYNC100
+        assert not own.in_doubt
+        outer.cancel()
+        assert own.in_doubt
+        with anyio.CancelScope(shield=True):  # noqa: ASYNC100
+            assert not own.in_doubt
+    assert not own.in_doubt
+    own.let_go()
+
+
+async def test_what_others_ask_is_in_doubt() -> None:
+    own = OwnTask()
+    answers: list[bool] = []
+
+    async def ask() -> None:
+        answers.append(own.in_doubt)
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(ask)
+    assert answers == [True]
+    assert not own.in_doubt
+    own.let_go()
+    assert own.in_doubt

@@ -29,8 +29,23 @@ async def test_a_send_that_is_cancelled_puts_nothing_on_the_wire() -> None:
             await connection.send("CANCELLED")
         await connection.send("SENT")
 
+        @connection.on("SEND")
+        async def send() -> None:
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await connection.send("CANCELLED")
+            with anyio.move_on_after(0):
+                await connection.send("CANCELLED")
+            async with anyio.create_task_group() as tg:
+                tg.cancel_scope.cancel()
+                tg.start_soon(connection.send, "CANCELLED")
+            await connection.send("SENT BY A HANDLER")
+
     async with serving(api) as bound, identified(bound, "WORK") as peer:
         await peer.expect_event("SENT")
+        for _ in range(2):
+            await peer.event("SEND")
+            await peer.expect_event("SENT BY A HANDLER")
 
 
 @pytest.mark.parametrize("binary", [False, True])
