@@ -88,6 +88,7 @@ class ConnectionCore:
     :param failed: told of an exception of a handler or filter; returns how the connection ends by it.
     :ivar resumes: whether another session takes the place of one that is lost (:meth:`suspend`, then :meth:`resume`).
     :ivar journal: a server's, of what is sent, if the client may come back for what it has missed.
+    :ivar own_task: of the scope's own task, in which handlers run as long as they do not block, while there is one.
     :ivar recovered: whether this goes on from what was lost, nothing of what the server sent being missed.
     """
 
@@ -118,6 +119,7 @@ class ConnectionCore:
         "moved",
         "namespace",
         "over",
+        "own_task",
         "recovered",
         "resumes",
         "rooms",
@@ -176,6 +178,7 @@ class ConnectionCore:
         #: marks the current task as one of the connection's
         self.enter: Callable[[], None] = enclosing(self._mark)
         self._task_group: Tasks | None = None
+        self.own_task: OwnTask | None = None
         self._workers: Workers
         self._room: anyio.Event | None = None
 
@@ -190,6 +193,7 @@ class ConnectionCore:
 
         :param begin: called once functions can be started in the scope.
         """
+        self.own_task = own_task = OwnTask()
         try:
             async with open_tasks() as self._task_group:
                 self._workers = Workers(self._task_group, self.enter, attended=True)
@@ -206,6 +210,7 @@ class ConnectionCore:
                     self.end(End("closed", "the connection's scope was cancelled"))
         finally:
             self._task_group = None
+            own_task.let_go()
 
     def start(self, function: Job) -> None:
         """Run a function in the connection's scope."""
@@ -216,11 +221,6 @@ class ConnectionCore:
         """The scope's workers, if one of them may read for the session: with a grace, what ends the connection would
         not end that."""
         return self._workers if self.accepted and self.ended is None and not self.settings.grace else None
-
-    @property
-    def own_task(self) -> OwnTask | None:
-        """Of the task in which handlers run as long as they do not block, while there is one."""
-        return None if self._task_group is None else self._workers.own
 
     def has_ended(self) -> bool:
         """Whether the connection has ended, though its tasks may have some grace yet."""

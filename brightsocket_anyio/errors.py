@@ -33,7 +33,7 @@ def sole(exc: BaseException) -> BaseException:
 
 def fresh(exc: Error) -> Error:
     """A copy to raise of an exception that is kept: a traceback would keep the frames that it has come through, and by
-    them whoever keeps it."""
+    them whoever keeps it. Of this package's exceptions and AnyIO's; some of Python's own keep more than this copies."""
     copied = type(exc).__new__(type(exc), *exc.args)
     copied.__dict__.update(exc.__dict__)
     return copied

@@ -104,8 +104,9 @@ async def serve_listener(listener: anyio.abc.Listener[Any], door: Door, host: Ho
     slots = _Slots(settings)
     # in this order: AnyIO's checks whether a handler is cancelled look at each scope around it
     async with open_tasks() as tasks, anyio.create_task_group() as connections:
-        gated = _gated(listener, slots, tasks.start_soon)
+        gated = listener
         try:
+            gated = _gated(listener, slots, tasks.start_soon)
             async with anyio.create_task_group() as accepting:
                 accepting.start_soon(gated.serve, service.serve, connections)
                 await host.stopping.wait()
@@ -150,7 +151,7 @@ def _gated(listener: anyio.abc.Listener[Any], slots: _Slots, start: Callable[...
     :param start: starts the task of each.
     """
     if isinstance(listener, MultiListener):
-        return dataclasses.replace(listener, listeners=[_gated(each, slots, start) for each in listener.listeners])
+        return MultiListener([_gated(each, slots, start) for each in listener.listeners])
     if isinstance(listener, TLSListener):
         inner = _gated(listener.listener, slots, start)
         if type(listener) is not TLSListener:

@@ -497,6 +497,8 @@ class Session:
     def push(self, unit: Unit, sender: object | None = None) -> None:
         """Send one of the session's own packets, or what was accepted before; the bounds do not hold it back.
 
+        Whoever has made it by a change of the automaton's calls :meth:`reschedule`, unless that was handling an event.
+
         :param sender: as for :meth:`send_nowait`.
         """
         if not self.send_at_once(unit):
@@ -649,8 +651,7 @@ class Session:
         self._waiting = False
         self._run = 0
         self.statistics.packets_received += len(packets)
-        ending = self._cause is not None
-        if ending:
+        if self.ending is not None:
             return False
         automaton, sink = self.automaton, self._sink
         time = self.now()

@@ -6,7 +6,7 @@ import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Protocol
 
-from .parking import OwnTask, Parking, Tasks
+from .parking import Parking, Tasks
 
 Job = Callable[[], Coroutine[Any, Any, None]]
 
@@ -50,7 +50,6 @@ class Workers:
     :param task_group: the scope that owns the workers; what a job raises goes to it.
     :param enter: called at the start of each worker's task, whose context comes from whoever happened to start it.
     :param attended: :meth:`work` follows without a checkpoint.
-    :ivar own: of the worker that is always there, once it is.
     """
 
     __slots__ = (
@@ -67,7 +66,6 @@ class Workers:
         "_stopped",
         "_swift",
         "_task_group",
-        "own",
     )
 
     def __init__(self, task_group: Tasks, enter: Callable[[], None], *, attended: bool = False) -> None:
@@ -89,7 +87,6 @@ class Workers:
         self._failure: Exception | None = None
         self._finishing = False
         self._stopped = False
-        self.own: OwnTask | None = None
 
     def submit(self, job: Job) -> None:
         """Have a job run soon."""
@@ -103,13 +100,12 @@ class Workers:
         """Be a worker, and the one that is parked between the jobs, until no job runs or waits after :meth:`finish`."""
         # all of it in one coroutine, since each message comes through every one that waits for it
         self._enter()
-        self.own = own = OwnTask()
         try:
             while True:
                 while (begun := self._begin()) is not None:
                     self._return_reading()
                     await self._see_through(begun)
-                if self._helpers or self._finishing:
+                if self._helpers:
                     # whoever has parked meanwhile sees that somebody else does, and goes
                     self._parking.wake()
                 if self._finishing and not self._running:
@@ -130,7 +126,6 @@ class Workers:
                     await self._see_through(begun)
         finally:
             self._return_reading()
-            own.let_go()
 
     @property
     def quiet(self) -> bool:

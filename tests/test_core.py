@@ -3,11 +3,13 @@ the time."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Close, Frame
 from websockets.protocol import Protocol, Side, State
 from websockets.utils import apply_mask
@@ -74,21 +76,39 @@ def plain(write: bytes) -> bytes:
     return write[:2] + apply_mask(write[6:], write[2:6])
 
 
+def deflate() -> PerMessageDeflate:
+    return PerMessageDeflate(
+        remote_no_context_takeover=False,
+        local_no_context_takeover=False,
+        remote_max_window_bits=15,
+        local_max_window_bits=15,
+    )
+
+
+@pytest.mark.parametrize("extensions", [0, 1])
 @pytest.mark.parametrize("side", Side)
-@given(steps())
-@example([("receive", frame(CLOSE, b""))])
-@example([("receive", frame(CLOSE, b"\x03\xe8")), ("receive", frame(TEXT, b"late"))])
-@example([("receive", frame(CLOSE, b"\x03"))])
-@example([("receive", frame(CLOSE, b"\x03\xe8\xff"))])
-@example([("receive", frame(CLOSE, b"\x03\xe8" + b"x" * 123))])
-@example([("receive", frame(CLOSE, b"\x03\xe8", masked=False))])
-@example([("send_close", 1001, "leaving"), ("receive", frame(CLOSE, b"\x03\xe9"))])
-@example([("receive", frame(TEXT, b"a", fin=False)), ("receive", frame(CLOSE, b"\x03\xe8"))])
-def test_a_core_does_what_the_machine_does(side: Side, steps: list[tuple[Any, ...]]) -> None:
-    core = Core(side, (), SETTINGS)
-    machine = Protocol(side, state=State.OPEN, max_size=SETTINGS.max_payload)
+@given(steps(), st.booleans())
+@example([("receive", frame(CLOSE, b""))], True)
+@example([("receive", frame(CLOSE, b"\x03\xe8")), ("receive", frame(TEXT, b"late"))], True)
+@example([("receive", frame(CLOSE, b"\x03"))], True)
+@example([("receive", frame(CLOSE, b"\x03\xe8\xff"))], True)
+@example([("receive", frame(CLOSE, b"\x03\xe8" + b"x" * 123))], True)
+@example([("receive", frame(CLOSE, b"\x03\xe8", masked=False))], True)
+@example([("send_close", 1001, "leaving"), ("receive", frame(CLOSE, b"\x03\xe9"))], True)
+@example([("receive", frame(TEXT, b"a", fin=False)), ("receive", frame(CLOSE, b"\x03\xe8"))], True)
+def test_a_core_does_what_the_machine_does(
+    extensions: int, side: Side, steps: list[tuple[Any, ...]], often: bool
+) -> None:
+    """:param often: whether what is to be sent is taken after each step."""
+    core = Core(side, [deflate() for _ in range(extensions)], SETTINGS)
+    max_size = SETTINGS.max_payload
+    machine = Protocol(side, state=State.OPEN, max_size=max_size + extensions * (max_size // 16 + 64))
+    machine.extensions = [deflate() for _ in range(extensions)]
     for name, *args in steps:
         if name.startswith("send") and machine.state is not State.OPEN:
+            continue
+        if name == "send_text" and extensions:
+            # a core leaves short messages uncompressed
             continue
         if name == "fail" and machine.close_rcvd is not None:
             continue
@@ -106,13 +126,19 @@ def test_a_core_does_what_the_machine_does(side: Side, steps: list[tuple[Any, ..
             getattr(core, name)(*args)
             getattr(machine, name)(*args)
         assert outcome(
-            received, core.data_to_send(), core.open, (core.close_rcvd, core.close_sent, core.failure)
+            received,
+            core.data_to_send() if often else [],
+            core.open,
+            (core.close_rcvd, core.close_sent, core.failure),
         ) == outcome(
             expected,
-            machine.data_to_send(),
+            machine.data_to_send() if often else [],
             machine.state is State.OPEN,
             (machine.close_rcvd, machine.close_sent, machine.parser_exc),
         )
+    assert [plain(write) for write in core.data_to_send() if write] == [
+        plain(write) for write in machine.data_to_send() if write
+    ]
 
 
 def test_a_client_that_leaves_needs_no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +149,12 @@ def test_a_client_that_leaves_needs_no_machine(monkeypatch: pytest.MonkeyPatch) 
     assert core.close_rcvd == core.close_sent == Close(1001, "bye")
     assert not core.open
     assert core.receive(frame(TEXT, b"late")) == []
+
+
+def test_a_log_of_all_frames_has_the_close_frame(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "brightsocket_anyio")
+    Core(Side.SERVER, (), SETTINGS).receive(frame(CLOSE, b"\x03\xe9bye"))
+    assert "CLOSE 1001 (going away) bye" in caplog.text
 
 
 def test_what_waits_to_be_sent_stays_in_order() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 import ssl
+import struct
 from typing import Any
 
 import anyio
@@ -109,6 +112,33 @@ async def test_a_peer_that_speaks_no_tls(server_tls: ssl.SSLContext, caplog: pyt
             async with await anyio.connect_tcp("127.0.0.1", bound.port) as stream:
                 await stream.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             await until(lambda: "TLS handshake" in caplog.text)
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+async def test_a_peer_that_is_gone_right_after_its_part_of_the_handshake(
+    authority: trustme.CA, server_tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As those who only look whether somebody is there."""
+    context = trusting(authority)
+    caplog.set_level(logging.INFO, "brightsocket_anyio")
+    with anyio.fail_after(PATIENCE):
+        async with serving(Brightsocket(), ssl_context=server_tls) as bound:
+            for _ in range(10):
+                async with await anyio.connect_tcp("127.0.0.1", bound.port) as stream:
+                    come, go = ssl.MemoryBIO(), ssl.MemoryBIO()
+                    tls = context.wrap_bio(come, go, server_hostname="localhost")
+                    with pytest.raises(ssl.SSLWantReadError):
+                        tls.do_handshake()
+                    await stream.send(go.read())
+                    while True:
+                        come.write(await stream.receive())
+                        with contextlib.suppress(ssl.SSLWantReadError):
+                            tls.do_handshake()
+                            break
+                    raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)
+                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    await stream.send(go.read())
+                    await anyio.aclose_forcefully(stream)
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 

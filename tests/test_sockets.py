@@ -11,6 +11,7 @@ from typing import Any, cast
 import anyio
 import anyio.abc
 import pytest
+import trio
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 from anyio.streams.stapled import MultiListener
@@ -189,6 +190,8 @@ async def test_a_peer_that_breaks_off() -> None:
             await send_for_ever(here)
         write = here.send_nowait
         assert write(b"late") == 0
+        # the loop has closed the socket by now
+        assert here.extra(SocketAttribute.local_address)[0] == "127.0.0.1"
 
 
 async def test_a_peer_that_breaks_off_is_not_one_that_ends_whoever_reads() -> None:
@@ -289,6 +292,27 @@ async def accepting() -> AsyncIterator[tuple[Any, Callable[[], Awaitable[anyio.a
         yield acceptor, partial(anyio.connect_tcp, *listener.extra(SocketAttribute.local_address))
     finally:
         await acceptor.aclose()
+
+
+async def test_a_listener_that_somebody_else_has_closed() -> None:
+    multi: MultiListener[Any] = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    acceptor = acceptor_of(cast("Any", multi.listeners[0]))
+    await multi.aclose()
+    for _ in range(2):
+        with pytest.raises(anyio.ClosedResourceError):
+            await acceptor.accept()
+    await acceptor.aclose()
+
+
+async def test_two_who_accept_are_one_too_many() -> None:
+    async with accepting() as (acceptor, connect), anyio.create_task_group() as tg:
+        tg.start_soon(acceptor.accept)
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises((anyio.BusyResourceError, trio.BusyResourceError)):
+            await acceptor.accept()
+        tg.cancel_scope.cancel()
+    async with accepting() as (acceptor, connect), await connect(), await acceptor.accept():
+        pass
 
 
 async def test_connections_that_nobody_accepts_wait() -> None:

@@ -431,7 +431,7 @@ async def test_pongs_do_not_interleave_with_a_batch() -> None:
 async def test_closing_handshake() -> None:
     async with both() as (server, client), anyio.create_task_group() as tg:
         tg.start_soon(server.aclose, 1001, "gone " * 100)
-        with pytest.raises(anyio.EndOfStream, match="1001"):
+        with pytest.raises(anyio.EndOfStream, match=r"^1001 (gone )+"):
             await client.receive()
         assert client.close_code == 1001
         assert client.close_reason == ("gone " * 100)[:123]

@@ -38,19 +38,6 @@ def dumps(value: Any, ascii: bool) -> tuple[str, list[bytes]]:
         bytes and also a dict that a peer could take for their placeholder.
     """
     attachments: list[bytes] = []
-    try:
-        # the usual case: nothing in it is anything else than in JSON
-        encoded = orjson.dumps(value, None, _OPTIONS)
-    except orjson.JSONEncodeError:
-        encoded = _dump_with(attachments, value)
-    text = encoded.decode()
-    if ascii and not text.isascii():
-        text = _NOT_ASCII.sub(_escape, text)
-    return text, attachments
-
-
-def _dump_with(attachments: list[bytes], value: Any) -> bytes:
-    """Encode what orjson by itself cannot, and add the bytes in it to the attachments."""
 
     def replace(item: Any) -> Any:
         if isinstance(item, (bytes, bytearray, memoryview)):
@@ -72,7 +59,10 @@ def _dump_with(attachments: list[bytes], value: Any) -> bytes:
             raise ValueError(f"a value cannot be sent: {exc.__cause__ or exc}") from exc
     if attachments and len(_PLACEHOLDER.findall(encoded)) != len(attachments):
         raise ValueError('a dict with the key "_placeholder" cannot be sent together with bytes')
-    return encoded
+    text = encoded.decode()
+    if ascii and not text.isascii():
+        text = _NOT_ASCII.sub(_escape, text)
+    return text, attachments
 
 
 def loads(text: str) -> Any:

@@ -21,7 +21,7 @@ from ..settings import Settings
 from .frames import COMPRESSED_FROM
 from .sieve import apply_mask
 
-#: where the machine logs; at the level DEBUG it logs every frame that it sees
+#: where the machine logs: at the level DEBUG, all frames but short texts
 _logger = logging.getLogger(f"{__name__}.frames")
 
 _CLOSE = 0x88  # FIN, no extension's bits, opcode 8 (RFC 6455, section 5.2)
@@ -92,6 +92,7 @@ class Core:
     def fail(self, code: int, reason: str) -> None:
         """Close since the peer has done something that it must not, before its Close frame has come; what it sends from
         now on counts for nothing."""
+        assert self.close_rcvd is None
         machine = self._need_machine()
         machine.fail(code, reason)
         self._note(machine)
@@ -122,7 +123,13 @@ class Core:
     def _take_close(self, data: bytes) -> bool:
         """Read and answer what is nothing but a client's Close frame, and in order."""
         size = len(data) - 6
-        if self.side is not Side.SERVER or not 0 <= size <= 125 or data[0] != _CLOSE or data[1] != 0x80 | size:
+        if (
+            self.side is not Side.SERVER
+            or not 0 <= size <= 125
+            or data[0] != _CLOSE
+            or data[1] != 0x80 | size
+            or _logger.isEnabledFor(logging.DEBUG)
+        ):
             return False
         payload = apply_mask(data[6:], data[2:6])
         try:

@@ -36,7 +36,7 @@ Write = Callable[[bytes], int]
 
 
 def prompt_stream(stream: anyio.abc.ByteStream) -> TrioStream | AsyncioStream | None:
-    """The stream, if it is one of these."""
+    """The stream, if it is just one of these, and of no class derived from them."""
     # not isinstance, which asks the classes' metaclass, in Python code
     return stream if type(stream) in _PROMPT else None  # type: ignore[return-value]
 
@@ -48,9 +48,9 @@ class TrioStream(anyio.abc.ByteStream):
     """
 
     __slots__ = (
+        "_addresses",
         "_cause",
         "_closed",
-        "_peer",
         "_raw",
         "_reading",
         "_writing",
@@ -59,7 +59,8 @@ class TrioStream(anyio.abc.ByteStream):
     def __init__(self, connected: socket.socket, peer: Any) -> None:
         connected.setblocking(False)
         self._raw = connected
-        self._peer = peer
+        # now, since there is none any more once the peer has reset the connection
+        self._addresses = _own_address(connected), peer
         self._reading = self._writing = self._closed = False
         #: why nothing can be received any more
         self._cause: OSError | None = None
@@ -157,7 +158,7 @@ class TrioStream(anyio.abc.ByteStream):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        return _attributes(self._raw, self._peer)
+        return _attributes(lambda: self._raw, self._addresses)
 
 
 class Acceptor(Protocol):
@@ -194,6 +195,8 @@ class TrioAcceptor:
         self._raw: socket.socket = listener.extra(SocketAttribute.raw_socket)  # noqa: S610 (Django's is another)
 
     async def accept(self) -> TrioStream:
+        if self._raw.fileno() < 0:
+            raise anyio.ClosedResourceError
         try:
             while True:
                 await trio.lowlevel.wait_readable(self._raw)
@@ -215,8 +218,8 @@ class TrioAcceptor:
 class AsyncioAcceptor:
     """The :class:`Acceptor` on asyncio.
 
-    The loop watches the socket all the time: its ``sock_accept`` has it watched for each connection anew, which is a
-    sixth of the system calls of a client who connects, identifies and leaves.
+    The loop watches the socket all the time: uvloop's ``sock_accept`` has it watched for each connection anew, which is
+    a sixth of the system calls of a client who connects, identifies and leaves.
     """
 
     def __init__(self, listener: anyio.abc.SocketListener) -> None:
@@ -227,16 +230,19 @@ class AsyncioAcceptor:
         self._waiting: asyncio.Future[None] | None = None
 
     async def accept(self) -> AsyncioStream:
+        if self._waiting is not None:
+            raise anyio.BusyResourceError("accepting connections from")
         while True:
-            if self._closed:
+            if self._closed or self._raw.fileno() < 0:
                 raise anyio.ClosedResourceError
-            if not self._ready:
+            if self._watched and not self._ready:
                 await self._wait()
                 continue
             self._ready = False
             try:
                 connected, peer = self._raw.accept()
             except BlockingIOError:
+                self._watch()
                 continue
             _send_without_delay(connected)
             make = partial(AsyncioStream, connected, peer)
@@ -244,9 +250,6 @@ class AsyncioAcceptor:
             return stream
 
     async def _wait(self) -> None:
-        if not self._watched:
-            self._watched = True
-            self._loop.add_reader(self._raw, self._note_ready)
         self._waiting = self._loop.create_future()
         try:
             await self._waiting
@@ -264,10 +267,17 @@ class AsyncioAcceptor:
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
+    def _watch(self) -> None:
+        if not self._watched:
+            self._loop.add_reader(self._raw, self._note_ready)
+            self._watched = True
+
     def _stop_watching(self) -> None:
         if self._watched:
             self._watched = False
-            self._loop.remove_reader(self._raw)
+            # somebody else may have closed it
+            with contextlib.suppress(ValueError):
+                self._loop.remove_reader(self._raw)
 
     async def aclose(self) -> None:
         self._closed = True
@@ -302,6 +312,7 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
     """
 
     __slots__ = (
+        "_addresses",
         "_cause",
         "_chunks",
         "_closed",
@@ -310,8 +321,6 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
         "_loop",
         "_lost",
         "_paused",
-        "_peer",
-        "_raw",
         "_readable",
         "_size",
         "_transport",
@@ -321,9 +330,8 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
     _transport: asyncio.Transport
 
     def __init__(self, connected: socket.socket, peer: Any) -> None:
-        #: the loop's, to be looked at only
-        self._raw = connected
-        self._peer = peer
+        # now, since the socket is the loop's, which closes it when the connection is lost
+        self._addresses = _own_address(connected), peer
         self._loop = asyncio.get_running_loop()
         #: few at any time, mostly none
         self._chunks: list[bytes] = []
@@ -472,7 +480,7 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        return _attributes(self._raw, self._peer)
+        return _attributes(partial(self._transport.get_extra_info, "socket"), self._addresses)
 
     def _wake_reader(self) -> None:
         if self._readable is not None and not self._readable.done():
@@ -483,12 +491,23 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
             self._writable.set_result(None)
 
 
-def _attributes(raw: socket.socket, peer: Any) -> Mapping[Any, Callable[[], Any]]:
-    return {
-        SocketAttribute.raw_socket: lambda: raw,
-        SocketAttribute.local_address: lambda: _address(raw.getsockname()),
-        SocketAttribute.remote_address: lambda: _address(peer),
-    }
+def _own_address(connected: socket.socket) -> Any:
+    """``None`` where the system has forgotten it, since the peer is gone."""
+    try:
+        return connected.getsockname()
+    except OSError:
+        return None
+
+
+def _attributes(raw: Callable[[], Any], addresses: tuple[Any, Any]) -> Mapping[Any, Callable[[], Any]]:
+    local, peer = addresses
+    attributes: dict[Any, Callable[[], Any]] = {SocketAttribute.raw_socket: raw}
+    if local is not None:
+        attributes[SocketAttribute.local_address] = lambda: _address(local)
+    # the clients of UNIX sockets mostly have none
+    if peer:
+        attributes[SocketAttribute.remote_address] = lambda: _address(peer)
+    return attributes
 
 
 def _address(address: Any) -> Any:

@@ -242,7 +242,7 @@ class WebSocket:
     async def _write(self, frames: Sequence[bytes]) -> None:
         """The one place that writes where that may have to be waited for; the caller holds the lock.
 
-        An empty frame is the core's mark for half-closing.
+        The core's mark for half-closing is an empty frame, which adds nothing.
         """
         data = b"".join([self._head, self._tail, *frames])
         self._head = self._tail = b""

@@ -495,6 +495,24 @@ async def test_a_session_without_its_last_namespace_has_a_deadline() -> None:
 
 
 @pytest.mark.mock_clock
+async def test_a_session_that_was_turned_away_later_has_a_deadline() -> None:
+    api = Brightsocket(connect_timeout=9, ping_interval=100)
+
+    @api.connect("/slow")
+    async def slow(connection: Connection) -> None:
+        await anyio.sleep(3)
+        raise Refused("no")
+
+    async with serving_in_memory(api) as bound, raw(bound) as peer:
+        await peer.send("40/slow,")
+        await peer.expect('44/slow,{"message":"no"}')
+        peer.patience = 100
+        start = anyio.current_time()
+        await peer.expect_end()
+        assert anyio.current_time() - start == pytest.approx(9, abs=0.5)
+
+
+@pytest.mark.mock_clock
 async def test_a_session_that_was_accepted_has_no_such_deadline() -> None:
     api = Brightsocket(identify_timeout=7, connect_timeout=9, ping_interval=1000)
     api.connect("A", (), lambda: None)
