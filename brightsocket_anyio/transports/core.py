@@ -2,9 +2,9 @@
 is needed.
 
 Most of a server's WebSockets never need it: they bring short texts, which the sieve takes, and one Close frame, which
-is read and answered here, as the machine would. To make it, and have it do that, takes a fifteenth of what a client
-costs who connects, identifies and leaves again, and three kilobytes of an idle connection. ``tests/test_core.py`` holds
-both ways against each other.
+is read and answered here, as the machine would. To make it, and have it do that, takes a twentieth of what a client
+costs who connects, identifies and leaves again, and a kilobyte or two of an idle connection. ``tests/test_core.py``
+holds both ways against each other.
 """
 
 from __future__ import annotations

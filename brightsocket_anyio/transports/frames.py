@@ -46,5 +46,9 @@ def _frame_of(packet: Packet, eio: Literal[3, 4]) -> bytes:
 def frame_of_message(message: str | bytes) -> bytes:
     """A message as one frame."""
     if isinstance(message, str):
-        return Frame(Opcode.TEXT, message.encode()).serialize(mask=False)
+        data = message.encode()
+        if len(data) <= _SHORT:
+            # as the open packet is
+            return bytes((0x80 | Opcode.TEXT, len(data))) + data
+        return Frame(Opcode.TEXT, data).serialize(mask=False)
     return Frame(Opcode.BINARY, message).serialize(mask=False)
