@@ -171,7 +171,7 @@ class Inbox:
         self._full: dict[str, None] = {}
         self.full: bool = False
         self._order = 0
-        self.filtering = False
+        self.filtering: bool = False
         self.open: bool = False
         self.watched: bool = False
 

@@ -342,7 +342,7 @@ class Session:
         received: Sequence[Packet] = (),
         statistics: Statistics | None = None,
     ) -> None:
-        self.automaton = automaton
+        self.automaton: Automaton = automaton
         self.transport: Transport = transport
         self._prompt = _prompt(transport)
         #: whether the session may leave its transport for another
@@ -353,7 +353,7 @@ class Session:
         self._filled: Parking | None = None
         #: how many times it was written to at once since it was last read from, or its task had its turn
         self._run = 0
-        self.settings = settings
+        self.settings: Settings = settings
         self.closed: bool = False
         self.statistics: Statistics = Statistics() if statistics is None else statistics
         self._sink: Sink

@@ -444,7 +444,7 @@ class Automaton:
         now: float,
         polling: bool = False,
     ) -> None:
-        self.side = side
+        self.side: Side = side
         self.eio: Literal[3, 4] = eio
         self.protocol: Literal[4, 5] = 5 if eio == 4 else 4
         self.sid: str = sid
