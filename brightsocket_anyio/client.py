@@ -395,7 +395,6 @@ class _Stay:
                 automaton = self.session.automaton
                 if self.session.ending is None and self._namespace in automaton.live:
                     self.session.push(automaton.leave(self._namespace, anyio.current_time()))
-                    self.session.reschedule()
                 self.session.end("io client disconnect", "the client has closed the connection")
 
     def _failed(self, exc: Exception) -> End:

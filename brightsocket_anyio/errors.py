@@ -16,6 +16,7 @@ AnyIO's own exceptions keep AnyIO's meaning: :exc:`anyio.ClosedResourceError` (w
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any, TypeVar
 
 import anyio
@@ -33,10 +34,8 @@ def sole(exc: BaseException) -> BaseException:
 
 def fresh(exc: Error) -> Error:
     """A copy to raise of an exception that is kept: a traceback would keep the frames that it has come through, and by
-    them whoever keeps it. Of this package's exceptions and AnyIO's; some of Python's own keep more than this copies."""
-    copied = type(exc).__new__(type(exc), *exc.args)
-    copied.__dict__.update(exc.__dict__)
-    return copied
+    them whoever keeps it."""
+    return copy(exc)
 
 
 class BrightsocketError(Exception):

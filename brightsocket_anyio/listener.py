@@ -42,7 +42,7 @@ from .settings import Settings
 from .transport import Headers as HeaderList
 from .transport import Message, Receive, Scope, Send, WebSocketRequest
 from .transports.core import Core
-from .transports.sockets import acceptor_of, prompt_stream
+from .transports.sockets import acceptor_of, prompt_stream, raw_socket_of
 from .transports.stream import READ_SIZE, STREAM_ERRORS, StreamTransport, WebSocket, describe, send_all
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -181,8 +181,7 @@ class _Gate(anyio.abc.Listener[anyio.abc.ByteStream]):
         self._slots = slots
         self._start = start
         # the connections that it accepts have it from there
-        raw = listener.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 (Django's is another)
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        raw_socket_of(listener).setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
 
     async def serve(self, handler: Any, task_group: anyio.abc.TaskGroup | None = None) -> None:
         while True:

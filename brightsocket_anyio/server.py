@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -357,10 +358,7 @@ class _Peer:
 
     @property
     def workers(self) -> Workers | None:
-        if len(self._visits) == 1:
-            for visit in self._visits.values():
-                return visit.core.workers
-        return None
+        return next(iter(self._visits.values())).core.workers if len(self._visits) == 1 else None
 
     @property
     def calling(self) -> bool:
@@ -483,7 +481,6 @@ class _Peer:
         assert visit.core.ended is not None
         self.session.push(automaton.explain(namespace, visit.core.ended.code, visit.core.ended.reason))
         self.session.push(automaton.leave(namespace, self.session.now()))
-        self.session.reschedule()
         self._close_if_empty()
 
     def _join(self, namespace: str, auth: Any) -> None:
@@ -543,7 +540,7 @@ class _Peer:
             # what clients of Socket.IO 1 and 2 work out for themselves
             return self.session.sid if namespace == "/" else f"{namespace}#{self.session.sid}"
         if namespace not in self._ids:
-            self._ids[namespace] = handshake.random_id()
+            self._ids[namespace] = secrets.token_urlsafe(15)
         return self._ids[namespace]
 
     def pid(self, namespace: str) -> str | None:
@@ -551,7 +548,7 @@ class _Peer:
         if self.server.pool.offsets is None or self.session.eio == 3:
             return None
         if namespace not in self._pids:
-            pid = self._pids[namespace] = handshake.random_id()
+            pid = self._pids[namespace] = secrets.token_urlsafe(15)
             self.server.holders[pid] = self.session
         return self._pids[namespace]
 
@@ -676,7 +673,7 @@ class Server(AsyncContextManagerMixin):
         if self._authorize is not None:
             await self._ask(self._authorize, request, wait_gone)
             self.check_open()
-        sid = handshake.random_id()
+        sid = secrets.token_urlsafe(15)
         headers = answer_headers(request)
         if self.settings.cookie is not None:
             headers.append(handshake.session_cookie(self.settings.cookie, sid))

@@ -497,7 +497,8 @@ class Session:
     def push(self, unit: Unit, sender: object | None = None) -> None:
         """Send one of the session's own packets, or what was accepted before; the bounds do not hold it back.
 
-        Whoever has made it by a change of the automaton's calls :meth:`reschedule`, unless that was handling an event.
+        Whoever has moved the automaton for it calls :meth:`reschedule`, if a deadline may have come nearer by that and
+        the session goes on; after an event has been handled that is done anyway.
 
         :param sender: as for :meth:`send_nowait`.
         """

@@ -102,7 +102,8 @@ class Workers:
         self._enter()
         try:
             while True:
-                while (begun := self._begin()) is not None:
+                while (begun := self._begun or self._begin()) is not None:
+                    self._begun = None
                     self._return_reading()
                     await self._see_through(begun)
                 if self._helpers:
@@ -118,12 +119,9 @@ class Workers:
                 except Exception as exc:
                     reading.lose(exc)
                     self._return_reading()
-                begun, self._begun, failure, self._failure = self._begun, None, self._failure, None
+                failure, self._failure = self._failure, None
                 if failure is not None:
                     raise failure
-                if begun is not None:
-                    self._return_reading()
-                    await self._see_through(begun)
         finally:
             self._return_reading()
 

@@ -266,7 +266,9 @@ async def test_readable_is_no_promise() -> None:
             assert await here.receive() == b"hello"
 
 
-async def test_who_accepts_hears_that_the_listener_is_closed() -> None:
+@pytest.mark.parametrize("own", [True, False])
+async def test_who_accepts_hears_that_the_listener_is_closed(own: bool) -> None:
+    """Closed by the acceptor or, on Trio, which tells of it, beneath that."""
     multi: MultiListener[Any] = await anyio.create_tcp_listener(local_host="127.0.0.1")
     acceptor = acceptor_of(cast("Any", multi.listeners[0]))
 
@@ -277,7 +279,7 @@ async def test_who_accepts_hears_that_the_listener_is_closed() -> None:
     async with anyio.create_task_group() as tg:
         tg.start_soon(wait)
         await anyio.wait_all_tasks_blocked()
-        await acceptor.aclose()
+        await (acceptor if own or type(acceptor) is AsyncioAcceptor else multi).aclose()
     with pytest.raises(anyio.ClosedResourceError):
         await acceptor.accept()
 
@@ -329,7 +331,9 @@ async def test_connections_that_nobody_accepts_wait() -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "asyncio+uvloop"], indirect=True)
-async def test_the_loop_does_not_go_on_calling_for_a_connection_that_nobody_accepts() -> None:
+async def test_the_loop_does_not_go_on_calling_for_a_connection_that_nobody_accepts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     calls = 0
 
     def note_ready() -> None:
@@ -338,7 +342,7 @@ async def test_the_loop_does_not_go_on_calling_for_a_connection_that_nobody_acce
         AsyncioAcceptor._note_ready(acceptor)
 
     async with accepting() as (acceptor, connect):
-        acceptor._note_ready = note_ready
+        monkeypatch.setattr(acceptor, "_note_ready", note_ready)
         async with await connect(), await acceptor.accept(), await connect():
             await until(lambda: not acceptor._watched)
             before = calls
@@ -349,7 +353,9 @@ async def test_the_loop_does_not_go_on_calling_for_a_connection_that_nobody_acce
                 pass
 
 
-async def test_whoever_comes_at_the_moment_of_a_cancellation_is_accepted_later_or_hears_the_end() -> None:
+async def test_whoever_comes_at_the_moment_of_a_cancellation_is_accepted_later_or_hears_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     scope = anyio.CancelScope()
 
     async def accept() -> None:
@@ -362,7 +368,7 @@ async def test_whoever_comes_at_the_moment_of_a_cancellation_is_accepted_later_o
 
     async with accepting() as (acceptor, connect), anyio.create_task_group() as tg:
         if type(acceptor) is AsyncioAcceptor:
-            acceptor._note_ready = note_ready  # type: ignore[method-assign]
+            monkeypatch.setattr(acceptor, "_note_ready", note_ready)
         tg.start_soon(accept)
         await anyio.wait_all_tasks_blocked()
         if type(acceptor) is TrioAcceptor:

@@ -507,6 +507,7 @@ class Automaton:
         if self.road is _OPENING:
             return self._receive_open(packet, now)
         if not self._pings or _SILENCE in self._timers:
+            # else nobody has doubted it: the usual case, which spares the call
             self._prove_alive(now)
         if packet.type is _MESSAGE:
             return self._receive_message(packet, now)
@@ -797,8 +798,7 @@ class Automaton:
             elif after is not _CONNECTED:
                 timers[namespace] = now + self._settings.identify_timeout
         if after is not _ENDED_STAY:
-            if _CONNECT in timers:
-                del timers[_CONNECT]
+            timers.pop(_CONNECT, None)
         elif not self.live:
             timers[_CONNECT] = now + self._settings.connect_timeout
         return before

@@ -71,16 +71,13 @@ class Core:
         self._note(machine)
         return [event for event in machine.events_received() if isinstance(event, Frame)]
 
-    def send_text(self, data: bytes) -> None:
+    def send(self, message: str | bytes) -> None:
         """Send a whole message, while :attr:`open` is true."""
         machine = self._need_machine()
-        machine.send_text(data)
-        self._note(machine)
-
-    def send_binary(self, data: bytes) -> None:
-        """Send a whole message, while :attr:`open` is true."""
-        machine = self._need_machine()
-        machine.send_binary(data)
+        if isinstance(message, str):
+            machine.send_text(message.encode())
+        else:
+            machine.send_binary(message)
         self._note(machine)
 
     def send_close(self, code: int, reason: str) -> None:

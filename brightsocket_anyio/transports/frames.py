@@ -15,9 +15,8 @@ COMPRESSED_FROM = 1024
 _KEYS = {3: "websocket frame 3", 4: "websocket frame 4"}
 #: the longest payload whose length stands in a frame's second byte (RFC 6455, section 5.2)
 _SHORT = 125
-#: what comes before a short message's text, by the packet's size: FIN and the opcode, the length, the packet's type
-_MESSAGE_HEADS = [bytes((0x80 | Opcode.TEXT, size)) + b"4" for size in range(_SHORT + 1)]
-_MESSAGE = PacketType.MESSAGE
+#: what comes before a short packet's text, by its type and size: FIN and the opcode, the length, the type's digit
+_HEADS = [[bytes((0x80 | Opcode.TEXT, size)) + b"%d" % type for size in range(_SHORT + 1)] for type in PacketType]
 
 
 def frames_of(packets: Sequence[Packet], eio: Literal[3, 4]) -> bytes:
@@ -25,9 +24,9 @@ def frames_of(packets: Sequence[Packet], eio: Literal[3, 4]) -> bytes:
     if len(packets) == 1:
         packet = packets[0]
         size, data = packet.size, packet.data
-        if size <= _SHORT and packet.type is _MESSAGE and packet.forms is None and isinstance(data, str):
+        if size <= _SHORT and packet.forms is None and isinstance(data, str):
             # the usual case, at a third of the time
-            return _MESSAGE_HEADS[size] + data.encode()
+            return _HEADS[packet.type][size] + data.encode()
         return _frame_of(packet, eio)
     return b"".join([_frame_of(packet, eio) for packet in packets])
 
@@ -46,9 +45,5 @@ def _frame_of(packet: Packet, eio: Literal[3, 4]) -> bytes:
 def frame_of_message(message: str | bytes) -> bytes:
     """A message as one frame."""
     if isinstance(message, str):
-        data = message.encode()
-        if len(data) <= _SHORT:
-            # as the open packet is
-            return bytes((0x80 | Opcode.TEXT, len(data))) + data
-        return Frame(Opcode.TEXT, data).serialize(mask=False)
+        return Frame(Opcode.TEXT, message.encode()).serialize(mask=False)
     return Frame(Opcode.BINARY, message).serialize(mask=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+# by both names, since core.py has it from here
 try:
     from websockets.speedups import apply_mask as apply_mask
 except ImportError:  # pragma: no cover (where websockets was built without it)

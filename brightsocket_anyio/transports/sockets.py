@@ -1,4 +1,5 @@
-"""Sockets of the embedded server that can be written to and read without a task switch, or else with fewer steps.
+"""Sockets of the embedded server that can be written to and read without a task switch, or else with fewer steps; and
+what accepts them.
 
 Most messages are small and find the system's buffer empty: to hand them over at once spares the writer's task, its lock
 and its deadline, which are half of what an echo costs. :func:`prompt_stream` tells where that is possible; everywhere
@@ -17,7 +18,7 @@ import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import anyio
 import anyio.abc
@@ -38,7 +39,7 @@ Write = Callable[[bytes], int]
 def prompt_stream(stream: anyio.abc.ByteStream) -> TrioStream | AsyncioStream | None:
     """The stream, if it is just one of these, and of no class derived from them."""
     # not isinstance, which asks the classes' metaclass, in Python code
-    return stream if type(stream) in _PROMPT else None  # type: ignore[return-value]
+    return stream if type(stream) is TrioStream or type(stream) is AsyncioStream else None
 
 
 class TrioStream(anyio.abc.ByteStream):
@@ -192,7 +193,7 @@ class TrioAcceptor:
 
     def __init__(self, listener: anyio.abc.SocketListener) -> None:
         self._listener = listener
-        self._raw: socket.socket = listener.extra(SocketAttribute.raw_socket)  # noqa: S610 (Django's is another)
+        self._raw = raw_socket_of(listener)
 
     async def accept(self) -> TrioStream:
         if self._raw.fileno() < 0:
@@ -224,7 +225,7 @@ class AsyncioAcceptor:
 
     def __init__(self, listener: anyio.abc.SocketListener) -> None:
         self._listener = listener
-        self._raw: socket.socket = listener.extra(SocketAttribute.raw_socket)  # noqa: S610 (Django's is another)
+        self._raw = raw_socket_of(listener)
         self._loop = asyncio.get_running_loop()
         self._watched = self._ready = self._closed = False
         self._waiting: asyncio.Future[None] | None = None
@@ -291,12 +292,17 @@ class AsyncioAcceptor:
 
 
 def _can_watch(listener: anyio.abc.SocketListener) -> bool:
-    """Whether the loop is not the one that Windows has by default."""
+    """Whether the loop can: the one that Windows has by default cannot, and says so to whoever asks it to stop."""
     try:
-        asyncio.get_running_loop().remove_reader(listener.extra(SocketAttribute.raw_socket))  # noqa: S610
+        asyncio.get_running_loop().remove_reader(raw_socket_of(listener))
     except NotImplementedError:
         return False
     return True
+
+
+def raw_socket_of(listener: anyio.abc.SocketListener) -> socket.socket:
+    """The system's socket."""
+    return listener.extra(SocketAttribute.raw_socket)  # noqa: S610 (it is Django's ``extra`` that this warns of)
 
 
 def _send_without_delay(connected: socket.socket) -> None:
@@ -349,8 +355,7 @@ class AsyncioStream(asyncio.Protocol, anyio.abc.ByteStream):
     # -- for the loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's is no instance of asyncio's class
-        self._transport = transport  # type: ignore[assignment]
+        self._transport = cast("asyncio.Transport", transport)
         # so that what has been sent has left the program, as with AnyIO's
         self._transport.set_write_buffer_limits(0)
 
@@ -516,6 +521,3 @@ def _address(address: Any) -> Any:
         return address
     host, port, _, scope = address
     return (f"{host}%{scope}" if scope else host), port
-
-
-_PROMPT = frozenset({TrioStream, AsyncioStream})

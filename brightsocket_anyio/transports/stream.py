@@ -178,10 +178,7 @@ class WebSocket:
         async with self._locked():
             self._check_open()
             for message in messages:
-                if isinstance(message, str):
-                    self._core.send_text(message.encode())
-                else:
-                    self._core.send_binary(message)
+                self._core.send(message)
             await self._write(self._core.data_to_send())
 
     async def send_frames(self, frames: bytes) -> None:
