@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -597,29 +597,23 @@ class Session:
     async def _read(self) -> None:
         while self._cause is None:
             self._waiting = True
+            # what came with another road is first
             packets, self._pushed_back = self._pushed_back, []
-            if not packets or self.take(packets):
-                try:
-                    await self.feed(self._take_alone)
-                except Exception as exc:
-                    self.lose(exc)
-            if self._waiting and not self._pushed_back and (workers := self._willing_workers) is not None:
+            if not packets and (workers := self._willing_workers) is not None:
                 if self._returned is None:
                     self._returned = Parking()
                 workers.lend(self)
                 await self._returned.wait()
-            await self._pause()
-
-    def _take_alone(self, packets: list[Packet]) -> bool:
-        if not self.take(packets):
-            if self._pushed_back or self._unhandled is None:
-                return False
-            self._handle_unhandled()
-            if self._cause is not None or self._must_hold():
-                return False
-            self._waiting = True
-        # what came with another road is first
-        return not self._pushed_back and self._willing_workers is None
+                await self._pause()
+                continue
+            try:
+                more = self.take(packets or await self._receive())
+            except Exception as exc:
+                self.lose(exc)
+            else:
+                del packets
+                if not more:
+                    await self._pause()
 
     @property
     def _willing_workers(self) -> Workers | None:
@@ -627,24 +621,22 @@ class Session:
         workers = None if self._may_change else self._sink.workers
         return workers if workers is not None and workers.willing else None
 
-    def feed(self, take: Callable[[list[Packet]], bool], /) -> Awaitable[None]:
-        """Wait for packets, and call ``take`` with them, until that returns ``False``; with none if the session has
-        changed its road meanwhile."""
-        if self._prompt is None or self._may_change:
-            return self._feed_one_by_one(take)
-        # no coroutine of its own, which each message would have to come through
-        return self._prompt.feed(take)
+    def arrival(self) -> Awaitable[Any]:
+        """As :meth:`PromptTransport.arrival <brightsocket_anyio.transport.PromptTransport.arrival>`, on a road that is
+        not left any more."""
+        return self.transport.receive() if (prompt := self._prompt) is None else prompt.arrival()
 
-    async def _feed_one_by_one(self, take: Callable[[list[Packet]], bool]) -> None:
-        while self._prompt is None or self._may_change:
-            if not take(await (self._receive() if self._may_change else self.transport.receive())):
-                return
-        await self._prompt.feed(take)
+    def read(self, arrived: Any, /) -> list[Packet]:
+        """As :meth:`PromptTransport.read <brightsocket_anyio.transport.PromptTransport.read>`."""
+        if (prompt := self._prompt) is not None:
+            return prompt.read(arrived)
+        packets: list[Packet] = arrived
+        return packets
 
     def lose(self, failure: Exception, /) -> None:
         """The transport is at its end, and the session with it."""
         self._waiting = False
-        self._end_by(failure)
+        self._end_by(failure if self._prompt is None else self._prompt.failure(failure))
 
     def take(self, packets: list[Packet], /) -> bool:
         """Take packets that have come, but for those behind one that is the session's own task's affair; returns
@@ -743,7 +735,9 @@ class Session:
                 raise failure
 
     async def _receive(self) -> list[Packet]:
-        """Receive on a road that may be left meanwhile: nothing then, and the next one is by the other road."""
+        """Receive in the session's own task; nothing, if what has come was nothing whole, or the road was left."""
+        if not self._may_change:
+            return self.read(await self.arrival())
         transport = self.transport
         packets: list[Packet] = []
         with anyio.CancelScope() as self._receiving:

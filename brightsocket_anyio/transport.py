@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 from .protocol.engineio import Packet
 
-T = TypeVar("T")
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -67,25 +66,38 @@ class Transport(Protocol):
 
 
 class PromptTransport(Transport, Protocol):
-    """A transport that takes packets at once, without a switch to the task that sends, often closes at once, and keeps
-    nothing for each message while it waits for the next one."""
+    """A transport that takes packets at once, without a switch to the task that sends, often closes at once, and can be
+    received from without a coroutine of its own."""
 
-    def feed(self, take: Callable[[list[Packet]], bool]) -> Awaitable[None]:
-        """Receive, again and again, until ``take``, which is called with what has come, returns ``False``. What this
-        returns is to be awaited at once.
+    def arrival(self) -> Awaitable[Any]:
+        """What to await for the next packets, once and at once; :meth:`read` takes what comes of it. Safe to cancel:
+        nothing is lost.
 
-        One coroutine waits for all of it: among a thousand connections, to make one for each message, and to have the
-        garbage collector look at it, takes a fifth of the time.
+        It is what lies below the transport where that is possible: a coroutine in between is made, kept or visited for
+        each message.
 
-        However much comes, others have their turn after every :data:`RUN` calls of ``take`` at the latest.
+        Nobody closes the transport meanwhile. However much comes, others have their turn after :data:`RUN` of these at
+        the latest.
 
-        :param take: called outside any cancel scope of the transport's, so that it may begin what goes on afterwards.
-        :raises: as :meth:`receive`, when all that had come before has been taken; and what ``take`` does.
+        :raises: as :meth:`receive`, when all that had come before has been read. To await it may raise any exception,
+            whose meaning :meth:`failure` tells.
         """
         ...
 
+    def read(self, arrived: Any) -> list[Packet]:
+        """The packets that have arrived; none, if that was nothing whole.
+
+        :param arrived: what awaiting the :meth:`arrival` has returned.
+        :raises: as :meth:`receive`, when all that had come before has been read.
+        """
+        ...
+
+    def failure(self, raised: Exception) -> Exception:
+        """What it means that an arrival, or :meth:`read`, has raised something: an exception of :meth:`receive`'s."""
+        ...
+
     def take_arrived(self) -> list[Packet]:
-        """What had come when a ``receive`` or ``feed`` was cancelled, and is at hand.
+        """What had come when a ``receive`` or an ``arrival`` was cancelled, and is at hand.
 
         :raises ProtocolError: the peer sent something invalid.
         """
@@ -107,18 +119,6 @@ class PromptTransport(Transport, Protocol):
         """Whether nothing of what was taken at once is left to be sent; the next :meth:`send`, perhaps of nothing,
         sends it first."""
         ...
-
-
-async def receive_once(feed: Callable[[Callable[[list[T]], bool]], Awaitable[None]]) -> list[T]:
-    """The ``receive`` of whatever has a ``feed``."""
-    received: list[T] = []
-
-    def take(items: list[T]) -> bool:
-        received.extend(items)
-        return False
-
-    await feed(take)
-    return received
 
 
 class WebSocketRequest(Protocol):

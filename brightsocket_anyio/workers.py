@@ -14,15 +14,23 @@ Job = Callable[[], Coroutine[Any, Any, None]]
 class Reading(Protocol):
     """The reading of a session, which a worker may do that has nothing else to do."""
 
-    def feed(self, take: Callable[[list[Any]], bool], /) -> Awaitable[None]:
-        """Wait for what comes, and call ``take`` with it, until that returns ``False``. Cancelled, nothing is lost.
+    def arrival(self) -> Awaitable[Any]:
+        """What to await, once and at once, for what comes next. Cancelled, nothing is lost.
 
         :raises Exception: there is nothing more to wait for.
         """
         ...
 
+    def read(self, arrived: Any, /) -> list[Any]:
+        """What has come; nothing, if that was nothing whole.
+
+        :param arrived: what awaiting the :meth:`arrival` has returned.
+        :raises Exception: there is nothing more to wait for.
+        """
+        ...
+
     def lose(self, failure: Exception, /) -> None:
-        """Waiting has failed; raises what is a bug."""
+        """One of these has failed; raises what is a bug."""
         ...
 
     def take(self, received: list[Any], /) -> bool:
@@ -44,8 +52,7 @@ class Workers:
 
     Between the jobs that worker may read for its session, if that lends it the reading: what a message asks for is then
     done in the task that has read it, while all of it is in the processor's caches, where it would else take a switch
-    to another task. It is even done within the call that brings the message, so that nothing has to be made anew to
-    wait for the next one. When a job blocks, the reading goes back at that moment.
+    to another task. When a job blocks, the reading goes back at that moment.
 
     :param task_group: the scope that owns the workers; what a job raises goes to it.
     :param enter: called at the start of each worker's task, whose context comes from whoever happened to start it.
@@ -53,10 +60,8 @@ class Workers:
     """
 
     __slots__ = (
-        "_begun",
         "_coming",
         "_enter",
-        "_failure",
         "_finishing",
         "_helpers",
         "_jobs",
@@ -82,9 +87,6 @@ class Workers:
         #: whether the latest job has not blocked
         self._swift = True
         self._reading: Reading | None = None
-        #: of what was begun within that: a job that blocks, or what one has raised
-        self._begun: _Begun | None = None
-        self._failure: Exception | None = None
         self._finishing = False
         self._stopped = False
 
@@ -102,8 +104,7 @@ class Workers:
         self._enter()
         try:
             while True:
-                while (begun := self._begun or self._begin()) is not None:
-                    self._begun = None
+                while (begun := self._begin()) is not None:
                     self._return_reading()
                     await self._see_through(begun)
                 if self._helpers:
@@ -115,13 +116,17 @@ class Workers:
                     await self._parking.wait()
                     continue
                 try:
-                    await reading.feed(self._consume)
+                    received = reading.read(await reading.arrival())
                 except Exception as exc:
                     reading.lose(exc)
                     self._return_reading()
-                failure, self._failure = self._failure, None
-                if failure is not None:
-                    raise failure
+                    continue
+                # whatever is submitted now has somebody
+                self._coming = True
+                if not reading.take(received):
+                    self._return_reading()
+                # nothing is kept while it waits
+                del received
         finally:
             self._return_reading()
 
@@ -174,22 +179,6 @@ class Workers:
                 await self._parking.wait()
         finally:
             self._helpers -= 1
-
-    def _consume(self, received: list[Any]) -> bool:
-        """Take what has been read, do what it asks for as far as that does not block, and return whether to read on."""
-        reading = self._reading
-        assert reading is not None
-        # whatever is submitted now has somebody
-        self._coming = True
-        if not reading.take(received):
-            self._return_reading()
-        try:
-            self._begun = self._begin()
-        except Exception as exc:
-            # no failure of what reads, in which this runs
-            self._failure = exc
-            return False
-        return self._begun is None and self._reading is not None and not self._helpers and not self._finishing
 
     def _begin(self) -> _Begun | None:
         """Begin jobs, one after the other, until one blocks: that one."""

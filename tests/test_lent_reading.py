@@ -41,11 +41,12 @@ class Given:
     def give(self, job: Any) -> None:
         self._give.send_nowait(job)
 
-    async def feed(self, take: Callable[[list[Any]], bool], /) -> None:
-        more = True
-        while more:
-            self.readers.append(here())
-            more = take([await self._given.receive()])
+    def arrival(self) -> Awaitable[Any]:
+        self.readers.append(here())
+        return self._given.receive()
+
+    def read(self, arrived: Any, /) -> list[Any]:
+        return [arrived]
 
     def take(self, received: list[Any], /) -> bool:
         for job in received:

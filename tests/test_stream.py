@@ -502,11 +502,10 @@ async def test_closing_beside_a_receiver_who_has_had_enough() -> None:
     async with both() as (server, client), anyio.create_task_group() as tg:
         taken: list[str | bytes] = []
 
-        def take(messages: list[str | bytes]) -> bool:
-            taken.extend(messages)
-            return False
+        async def take() -> None:
+            taken.extend(await client.receive())
 
-        tg.start_soon(client.feed, take)
+        tg.start_soon(take)
         await anyio.wait_all_tasks_blocked()
         start = anyio.current_time()
         tg.start_soon(client.aclose)

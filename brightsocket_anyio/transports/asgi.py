@@ -7,7 +7,7 @@ Servers differ in what they raise from ``send`` when the peer is gone: :exc:`OSE
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, Literal
 
 import anyio
@@ -16,7 +16,7 @@ from anyio.lowlevel import checkpoint
 from ..errors import ConnectionLost, ProtocolError, fresh
 from ..protocol.engineio import Packet, decode, encode
 from ..settings import Settings
-from ..transport import RUN, Headers, Message, Receive, Scope, Send, receive_once
+from ..transport import RUN, Headers, Message, Receive, Scope, Send
 from .frames import frames_of
 from .uvicorn import writer_of
 
@@ -39,6 +39,7 @@ class ASGIWebSocketTransport:
         "_end",
         "_limit",
         "_lock",
+        "_run",
         "_sending",
         "_settings",
         "_write_nowait",
@@ -56,6 +57,8 @@ class ASGIWebSocketTransport:
         self._sending = anyio.CancelScope()
         self._closed = False
         self._end: Exception | None = None
+        #: how many messages have been waited for since others had their turn for sure
+        self._run = 0
 
     @property
     def name(self) -> Literal["websocket"]:
@@ -83,27 +86,39 @@ class ASGIWebSocketTransport:
         return True
 
     async def receive(self) -> list[Packet]:
-        return await receive_once(self.feed)
+        arrival = self.arrival()
+        try:
+            message = await arrival
+        except Exception as exc:
+            raise self.failure(exc) from exc
+        return self.read(message)
 
-    async def feed(self, take: Callable[[list[Packet]], bool]) -> None:
-        # nothing is kept while it waits: what is, the garbage collector has to look at, for each message
-        more, run = True, 0
-        while more:
-            if run == RUN:
-                # uvicorn's receive does not wait while it has something
-                run = 0
-                await checkpoint()
-            run += 1
-            if self._closed:
-                raise anyio.ClosedResourceError
-            if self._end is not None:
-                raise fresh(self._end)
-            try:
-                message = await self._asgi_receive()
-            except Exception as exc:
-                raise self._finish(ConnectionLost("transport error", f"{type(exc).__name__}: {exc}")) from exc
-            more = take([self._packet_of(message)])
-            del message
+    def arrival(self) -> Awaitable[Any]:
+        if self._closed:
+            raise anyio.ClosedResourceError
+        if self._end is not None:
+            raise fresh(self._end)
+        self._run += 1
+        if self._run > RUN:
+            # uvicorn's receive does not wait while it has something
+            self._run = 0
+            return self._receive_later()
+        return self._asgi_receive()
+
+    async def _receive_later(self) -> Message:
+        await checkpoint()
+        return await self._asgi_receive()
+
+    def read(self, arrived: Any) -> list[Packet]:
+        return [self._packet_of(arrived)]
+
+    def failure(self, raised: Exception) -> Exception:
+        if self._closed:
+            return anyio.ClosedResourceError()
+        if self._end is None:
+            self._finish(ConnectionLost("transport error", f"{type(raised).__name__}: {raised}"))
+        assert self._end is not None
+        return fresh(self._end)
 
     def take_arrived(self) -> list[Packet]:
         return []

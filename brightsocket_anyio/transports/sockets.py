@@ -52,6 +52,7 @@ class TrioStream(anyio.abc.ByteStream):
         "_addresses",
         "_cause",
         "_closed",
+        "_over",
         "_raw",
         "_reading",
         "_writing",
@@ -63,7 +64,8 @@ class TrioStream(anyio.abc.ByteStream):
         # now, since there is none any more once the peer has reset the connection
         self._addresses = _own_address(connected), peer
         self._reading = self._writing = self._closed = False
-        #: why nothing can be received any more
+        #: whether nothing can be received any more, as has been found out without waiting, and why
+        self._over = False
         self._cause: OSError | None = None
 
     async def receive(self, max_bytes: int = 65_536) -> bytes:
@@ -97,18 +99,23 @@ class TrioStream(anyio.abc.ByteStream):
         """What to wait for until it is worth to call :meth:`receive_nowait`, while nobody else receives; ``None`` if
         that is now, or never, as ``receive`` tells. To wait for it raises one of :data:`WAIT_ERRORS` when the stream is
         closed meanwhile."""
-        return None if self._closed else trio.lowlevel.wait_readable(self._raw)  # noqa: ASYNC105, the caller awaits it
+        if self._closed or self._over:
+            return None
+        return trio.lowlevel.wait_readable(self._raw)  # noqa: ASYNC105, the caller awaits it
 
     def receive_nowait(self, max_bytes: int = 65_536) -> bytes:
         """What has arrived; nothing if that has to be waited for, or if no more comes, which ``receive`` tells."""
         try:
-            return self._raw.recv(max_bytes)
+            data = self._raw.recv(max_bytes)
         except BlockingIOError:
             return b""
         except OSError as exc:
             # which the system says once
             self._cause = exc.with_traceback(None)
-            return b""
+            data = b""
+        if not data:
+            self._over = True
+        return data
 
     def send_nowait(self, data: bytes) -> int:
         """Send as much of the data as there is room for; returns how many bytes."""

@@ -7,8 +7,8 @@ of the byte stream, of TLS and of the core becomes one of ours here.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Literal
+from collections.abc import Awaitable, Sequence
+from typing import Any, Literal
 
 import anyio
 import anyio.abc
@@ -20,7 +20,6 @@ from websockets.protocol import Side
 from ..errors import ConnectionLost, ProtocolError, fresh
 from ..protocol.engineio import Packet, decode, encode
 from ..settings import Settings
-from ..transport import receive_once
 from .core import Core
 from .frames import frames_of
 from .sieve import Sieve
@@ -99,13 +98,13 @@ class WebSocket:
         "_max_fragments",
         "_max_size",
         "_opcode",
+        "_prompt",
         "_received",
         "_receiving",
         "_sieve",
         "_stall",
         "_stream",
         "_tail",
-        "_write_nowait",
         "prepared",
     )
 
@@ -127,7 +126,7 @@ class WebSocket:
         self._max_fragments = settings.max_fragments
         #: held by whoever writes; most WebSockets never have to wait for that, and have none
         self._lock: anyio.Lock | None = None
-        self._write_nowait = None if (prompt := prompt_stream(stream)) is None else prompt.send_nowait
+        self._prompt = prompt_stream(stream)
         self._head = head
         #: what a write that did not wait has left, to be written before anything else
         self._tail = b""
@@ -234,7 +233,7 @@ class WebSocket:
         """How to write without waiting, if the stream can and nobody else writes or has left anything to be written."""
         if self._tail or self._lost is not None or (self._lock is not None and self._lock.locked()):
             return None
-        return self._write_nowait
+        return None if self._prompt is None else self._prompt.send_nowait
 
     async def _write(self, frames: Sequence[bytes]) -> None:
         """The one place that writes where that may have to be waited for; the caller holds the lock.
@@ -267,15 +266,7 @@ class WebSocket:
         :raises ConnectionLost: the peer is gone.
         :raises ProtocolError: the peer sent something invalid and was sent the close code for it.
         """
-        return await receive_once(self.feed)
-
-    async def feed(self, take: Callable[[list[str | bytes]], bool]) -> None:
-        """Receive, as :meth:`receive` does, until ``take``, which is called with what has come, returns ``False``.
-
-        :raises: as :meth:`receive`, and what ``take`` does.
-        """
-        # nothing is kept while it waits: what is, the garbage collector has to look at, for each message
-        prompt, sieve = prompt_stream(self._stream), self._sieve
+        sieve = self._sieve
         self._begin_to_receive()
         try:
             while True:
@@ -284,12 +275,7 @@ class WebSocket:
                 if self._core.writes or self._head:
                     await self._answer()
                 if self._received:
-                    received = self.take_received()
-                    more = take(received)
-                    del received
-                    if not more:
-                        return
-                    continue
+                    return self.take_received()
                 if self._end is not None:
                     raise fresh(self._end)
                 if self._lost is not None:
@@ -298,25 +284,54 @@ class WebSocket:
                     data, self._leading = self._leading[:READ_SIZE], self._leading[READ_SIZE:]
                     self._digest(data)
                     continue
-                data = b""
                 try:
-                    if prompt is not None and (readable := prompt.wait_readable()) is not None:
-                        await readable
-                        data = prompt.receive_nowait(READ_SIZE)
-                    if not data:
-                        data = await self._stream.receive(READ_SIZE)
-                except WAIT_ERRORS:
-                    self._note_end(anyio.ClosedResourceError())
+                    data = await self._stream.receive(READ_SIZE)
                 except STREAM_ERRORS as exc:
                     self._note_end(exc)
                 else:
-                    if sieve is None or (text := sieve.take(data)) is None:
-                        self._digest(data)
-                    elif not take([text]):
-                        return
+                    if sieve is not None and (text := sieve.take(data)) is not None:
+                        return [text]
+                    self._digest(data)
         finally:
             self._receiving = False
             self._wake_closer()
+
+    def arrival(self) -> Awaitable[Any]:
+        """What to await for the next messages, once and at once; :meth:`read` takes what comes of it. Safe to cancel:
+        nothing is lost.
+
+        Nobody closes the WebSocket meanwhile.
+
+        :raises: as :meth:`receive`; to await it, one of :data:`~.sockets.WAIT_ERRORS`, too.
+        """
+        if (
+            (prompt := self._prompt) is None
+            or self._closed
+            or self._core.writes
+            or self._head
+            or self._received
+            or self._end is not None
+            or self._lost is not None
+            or self._leading
+            or (readable := prompt.wait_readable()) is None
+        ):
+            return self.receive()
+        return readable
+
+    def read(self, arrived: Any) -> list[str | bytes]:
+        """The messages that have arrived; none, if that was no whole one.
+
+        :param arrived: what awaiting the :meth:`arrival` has returned.
+        """
+        if arrived is None and (prompt := self._prompt) is not None:
+            data = prompt.receive_nowait(READ_SIZE)
+            if self._sieve is not None and (text := self._sieve.take(data)) is not None:
+                return [text]
+            if data:
+                self._digest(data)
+            return []
+        messages: list[str | bytes] = arrived
+        return messages
 
     def take_received(self) -> list[str | bytes]:
         """What has come and was not received, since an answer of the WebSocket's own had to be waited for."""
@@ -571,20 +586,20 @@ class StreamTransport:
         return self._websocket.flushed
 
     async def receive(self) -> list[Packet]:
-        return await receive_once(self.feed)
-
-    def feed(self, take: Callable[[list[Packet]], bool]) -> Awaitable[None]:
-        # no coroutine of its own, which each message would have to come through
         if self._error is not None:
             raise fresh(self._error)
+        return self._decode(await self._websocket.receive())
 
-        def convert(messages: list[str | bytes]) -> bool:
-            more = take(self._decode(messages))
-            if more and self._error is not None:
-                raise fresh(self._error)
-            return more
+    def arrival(self) -> Awaitable[Any]:
+        if self._error is not None:
+            raise fresh(self._error)
+        return self._websocket.arrival()
 
-        return self._websocket.feed(convert)
+    def read(self, arrived: Any) -> list[Packet]:
+        return self._decode(self._websocket.read(arrived))
+
+    def failure(self, raised: Exception) -> Exception:
+        return anyio.ClosedResourceError() if isinstance(raised, WAIT_ERRORS) else raised
 
     def take_arrived(self) -> list[Packet]:
         return self._decode(self._websocket.take_received())

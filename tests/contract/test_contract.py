@@ -95,12 +95,17 @@ async def test_order(road: Road) -> None:
 
 
 async def feed(transport: Transport, take: Callable[[list[Packet]], bool]) -> None:
-    """As a session has itself fed."""
-    if hasattr(transport, "feed"):
-        await transport.feed(take)
-        return
-    while take(await transport.receive()):
-        pass
+    """Receive as a session does, until that is enough."""
+    more = True
+    while more:
+        if not hasattr(transport, "arrival"):
+            packets = await transport.receive()
+        else:
+            try:
+                packets = transport.read(await transport.arrival())
+            except Exception as exc:
+                raise transport.failure(exc) from None
+        more = not packets or take(packets)
 
 
 async def test_being_fed_until_one_has_enough_and_again(road: Road) -> None:
