@@ -181,7 +181,7 @@ class Client:
         """
 
         def decorate(function: Function) -> Function:
-            handler = Handler(function, limit, self._settings, lambda: self._workers)
+            handler = Handler(function, limit, self._settings, self._workers)
             self._handlers.append((action, handler))
             if self._stay is not None and self._stay.core is not None and self._stay.core.ended is None:
                 self._stay.core.inbox.attach(action, handler)
@@ -386,16 +386,25 @@ class _Stay:
             core.inbox.attach(action, handler)
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(self._try_to_carry, core, name=f"sessions of {self._channel}")
-            try:
-                await core.run()
-            finally:
-                self._finished.set()
-                self._left = True
-                self._dialling.cancel()
-                automaton = self.session.automaton
-                if self.session.ending is None and self._namespace in automaton.live:
-                    self.session.push(automaton.leave(self._namespace, anyio.current_time()))
-                self.session.end("io client disconnect", "the client has closed the connection")
+            await core.run(self)
+
+    # -- for its connection
+
+    async def prepare(self) -> None:
+        """Nothing: the connection has been made for what is there."""
+
+    def begin(self) -> None:
+        """Nothing: what runs in the scope comes from the application."""
+
+    def finish(self) -> None:
+        """Everything in the connection's scope has finished: so does what carries it."""
+        self._finished.set()
+        self._left = True
+        self._dialling.cancel()
+        automaton = self.session.automaton
+        if self.session.ending is None and self._namespace in automaton.live:
+            self.session.push(automaton.leave(self._namespace, anyio.current_time()))
+        self.session.end("io client disconnect", "the client has closed the connection")
 
     def _failed(self, exc: Exception) -> End:
         """The application's code has failed: the client is at its end."""

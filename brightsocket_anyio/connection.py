@@ -81,6 +81,22 @@ class Question:
     id: int
 
 
+class Owner(Protocol):
+    """Whose connection it is."""
+
+    async def prepare(self) -> None:
+        """What comes before the scope, and may end the connection: then there is none."""
+        ...
+
+    def begin(self) -> None:
+        """Functions can be started in the scope."""
+        ...
+
+    def finish(self) -> None:
+        """However it has ended, everything in the scope has finished."""
+        ...
+
+
 class ConnectionCore:
     """What a connection does, for whoever owns it: its scope, its inbox, its outgoing messages, its end.
 
@@ -188,20 +204,21 @@ class ConnectionCore:
 
     # -- the scope
 
-    async def run(self, begin: Callable[[], None] | None = None) -> None:
+    async def run(self, owner: Owner) -> None:
         """The connection's scope. Returns once it has ended and every task in it has finished.
 
-        :param begin: called once functions can be started in the scope.
+        What its owner does before and after is called from here, and not around it, since each message would have to
+        come through the owner's coroutine, too.
         """
         self.own_task = own_task = OwnTask()
         try:
+            await owner.prepare()
+            if self.ended is not None:
+                return
             async with open_tasks() as self._task_group:
                 self._workers = Workers(self._task_group, self.enter, attended=True)
                 try:
-                    if self.ended is not None:
-                        self._begin_to_end()
-                    if begin is not None:
-                        begin()
+                    owner.begin()
                     await self._workers.work()
                     if self.settings.grace:
                         self._task_group.cancel_scope.cancel()
@@ -211,6 +228,7 @@ class ConnectionCore:
         finally:
             self._task_group = None
             own_task.let_go()
+            owner.finish()
 
     def start(self, function: Job) -> None:
         """Run a function in the connection's scope."""
@@ -499,10 +517,7 @@ class ConnectionCore:
 
     def on(self, action: str, function: Callable[..., Any], limit: int) -> None:
         self.check()
-        self.inbox.attach(action, Handler(function, limit, self.settings, self._own_workers, self.fail))
-
-    def _own_workers(self) -> Workers:
-        return self._workers
+        self.inbox.attach(action, Handler(function, limit, self.settings, self._workers, self.fail))
 
     def add_filter(self, function: Callable[..., Any]) -> None:
         self.check()
@@ -579,6 +594,9 @@ class Connection:
     :ivar request: the request that opened the client's session; ``None`` on the client.
     """
 
+    # and a dictionary, for what a channel's function may want to keep here
+    __slots__ = ("__dict__", "__weakref__", "_core", "channel", "identity", "request", "webserver")
+
     def __init__(
         self,
         core: ConnectionCore,
@@ -588,9 +606,9 @@ class Connection:
         request: Request | None = None,
     ) -> None:
         self._core = core
-        self.channel = channel
-        self.identity = identity
-        self.webserver = webserver
+        self.channel: str = channel
+        self.identity: Mapping[str, Any] = identity
+        self.webserver: Any = webserver
         self.request: Request | None = request
 
     def __repr__(self) -> str:

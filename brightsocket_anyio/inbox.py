@@ -116,7 +116,7 @@ class Lane(Buffer):
     def __init__(self, action: str, max_items: int, max_size: int) -> None:
         Buffer.__init__(self, max_items, max_size)
         self.action: str = action
-        self.receivers: list[Receiver] = []
+        self.receivers: tuple[Receiver, ...] = ()
         self.busy: bool = False
 
 
@@ -180,7 +180,7 @@ class Inbox:
         lane = self._lanes.get(action)
         if lane is None:
             lane = self._lanes[action] = self._new_lane(action)
-        if self._full and action in self._full and not lane.has_room(size, 2):
+        if self.full and action in self._full and not lane.has_room(size, 2):
             return False
         self._order += 1
         item = Item(args, question, size, self._order)
@@ -212,7 +212,7 @@ class Inbox:
             lane = self._lanes[action] = self._new_lane(action)
         if lane.items and not lane.receivers:
             self._count(-len(lane.items), -lane.size)
-        lane.receivers.append(receiver)
+        lane.receivers += (receiver,)
         if lane.items:
             self._pump(lane)
 
@@ -222,7 +222,7 @@ class Inbox:
             return
         receiver.inbox = None
         lane = self._lanes[receiver.action]
-        lane.receivers.remove(receiver)
+        lane.receivers = tuple(each for each in lane.receivers if each is not receiver)
         if lane.receivers:
             self._pump(lane)
             return
@@ -298,7 +298,7 @@ class Inbox:
             return
         answerer = next((receiver for receiver in lane.receivers if receiver.answers), None)
         item.answerer = answerer
-        for receiver in list(lane.receivers):
+        for receiver in lane.receivers:
             receiver.put(item)
         if answerer is None and item.question is not None:
             self._answer(item)

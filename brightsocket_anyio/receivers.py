@@ -137,7 +137,7 @@ class Handler(Receiver):
         function: Callable[..., Any],
         limit: int,
         settings: Settings,
-        workers: Callable[[], Workers],
+        workers: Workers,
         failed: Callable[[Exception], None] | None = None,
     ) -> None:
         if limit < 1:
@@ -153,7 +153,7 @@ class Handler(Receiver):
     def put(self, item: Item) -> None:
         if self._running < self._limit:
             self._running += 1
-            self._workers().submit(partial(self._work, item))
+            self._workers.submit(partial(self._work, item))
         else:
             self.push(item)
 
@@ -172,7 +172,7 @@ class Handler(Receiver):
         finally:
             if self.items:
                 # behind those of other actions that wait for a worker already
-                self._workers().submit(partial(self._work, self.pop()))
+                self._workers.submit(partial(self._work, self.pop()))
                 self.freed()
             else:
                 self._running -= 1

@@ -144,12 +144,16 @@ class _Step:
 
 
 class _Visit:
-    """One client's time on one channel: from naming it, over its acceptance, to its end."""
+    """One client's time on one channel: from naming it, over its acceptance, to its end.
+
+    :param previous: the visit that it follows, which has been told to end.
+    """
 
     __slots__ = (
         "_absent",
         "_peer",
         "_plan",
+        "_previous",
         "_step",
         "connection",
         "core",
@@ -157,7 +161,7 @@ class _Visit:
         "refusal",
     )
 
-    def __init__(self, peer: _Peer, namespace: str, plan: Plan, identity: Any) -> None:
+    def __init__(self, peer: _Peer, namespace: str, plan: Plan, identity: Any, previous: _Visit | None) -> None:
         self.core = ConnectionCore(
             peer.session,
             namespace,
@@ -176,24 +180,31 @@ class _Visit:
         self._absent: Absent | None = None
         self._peer = peer
         self._plan = plan
+        self._previous = previous
         #: which of the channel's functions is the latest that has begun
         self._step = -1
 
-    async def run(self, previous: _Visit | None) -> None:
-        """Enter the channel, once the visit that this one follows is over; returns when everything has finished."""
-        try:
-            if previous is not None:
-                await previous.core.over.wait()
-                self._peer.entered()
-            if (absent := await self._peer.recall(self)) is not None:
-                self._recover(absent)
-            if self.core.ended is None:
-                await self.core.run(partial(self.proceed, 0))
-        finally:
-            self._peer.server.pool.discard(self.core)
-            self._part()
-            self._peer.leave(self)
-            self.core.finish()
+    # -- for its connection
+
+    async def prepare(self) -> None:
+        """Wait until the visit that this one follows is over, and look for what it may go on from."""
+        if (previous := self._previous) is not None:
+            self._previous = None
+            await previous.core.over.wait()
+            self._peer.entered()
+        if (absent := await self._peer.recall(self)) is not None:
+            self._recover(absent)
+
+    def begin(self) -> None:
+        """Enter the channel."""
+        self.proceed(0)
+
+    def finish(self) -> None:
+        """Everything has finished."""
+        self._peer.server.pool.discard(self.core)
+        self._part()
+        self._peer.leave(self)
+        self.core.finish()
 
     def _recover(self, absent: Absent) -> None:
         """Go on from a connection that was lost."""
@@ -316,6 +327,7 @@ class _Peer:
         "_claims",
         "_ids",
         "_pids",
+        "_sole",
         "_switching",
         "_visits",
         "ids",
@@ -334,6 +346,8 @@ class _Peer:
         #: ack ids: none is used twice on the session, whoever is on it
         self.ids: Iterator[int] = itertools.count()
         self._visits: dict[str, _Visit] = {}
+        #: the only one of them, if there is just one: each packet that comes asks for it
+        self._sole: _Visit | None = None
         self._ids: dict[str, str] = {}
         #: what a client has to know to recover its connection to a namespace
         self._pids: dict[str, str] = {}
@@ -348,17 +362,13 @@ class _Peer:
 
     @property
     def full(self) -> bool:
-        if self._switching:
-            return True
-        # a generator would cost more than all of this, for each packet
-        for visit in self._visits.values():  # noqa: SIM110
-            if visit.core.inbox.full:
-                return True
-        return False
+        if self._sole is not None:
+            return self._switching or self._sole.core.inbox.full
+        return self._switching or any(visit.core.inbox.full for visit in self._visits.values())
 
     @property
     def workers(self) -> Workers | None:
-        return next(iter(self._visits.values())).core.workers if len(self._visits) == 1 else None
+        return None if self._sole is None else self._sole.core.workers
 
     @property
     def calling(self) -> bool:
@@ -372,7 +382,9 @@ class _Peer:
 
     def handle(self, event: Event) -> None:
         if type(event) is Action:
-            visit = self._visits.get(event.namespace)
+            visit = self._sole
+            if visit is None or visit.core.namespace != event.namespace:
+                visit = self._visits.get(event.namespace)
             if visit is not None and not visit.core.deliver(event):
                 reason = "too much arrived for full receivers while a call awaited its answer"
                 self.session.end("overflow", reason, flush=False)
@@ -468,6 +480,7 @@ class _Peer:
         if self._visits.get(namespace) is not visit:
             return
         del self._visits[namespace]
+        self._note_sole()
         self.session.wake()
         automaton = self.session.automaton
         if self.session.ending is not None or automaton.stay(namespace) is Stay.ENDED:
@@ -509,11 +522,15 @@ class _Peer:
 
     def _begin_visit(self, namespace: str, plan: Plan, identity: Any) -> None:
         previous = self._visits.get(namespace)
-        visit = self._visits[namespace] = _Visit(self, namespace, plan, identity)
+        visit = self._visits[namespace] = _Visit(self, namespace, plan, identity, previous)
+        self._note_sole()
         if previous is not None:
             previous.core.end(End("closed", "the client has switched to another channel"))
             self._switching = True
-        self.session.task_group.start_soon(visit.run, previous, name=f"connection on {plan.channel}")
+        self.session.task_group.start_soon(visit.core.run, visit, name=f"connection on {plan.channel}")
+
+    def _note_sole(self) -> None:
+        self._sole = next(iter(self._visits.values())) if len(self._visits) == 1 else None
 
     def _refuse(self, namespace: str, refusal: Refused) -> None:
         automaton = self.session.automaton

@@ -77,7 +77,7 @@ class Workers:
         self._task_group = task_group
         self._enter = enter
         #: few at any time, mostly none
-        self._jobs: list[Job] = []
+        self._jobs: tuple[Job, ...] = ()
         self._parking = Parking()
         #: whether somebody who has been called for is still to come
         self._coming = attended
@@ -94,7 +94,7 @@ class Workers:
         """Have a job run soon."""
         if self._stopped:
             return
-        self._jobs.append(job)
+        self._jobs += (job,)
         if not self._coming:
             self._call()
 
@@ -185,7 +185,8 @@ class Workers:
         while self._jobs:
             # whatever is submitted now has somebody, unless this job blocks
             self._coming = True
-            coroutine = self._jobs.pop(0)()
+            job, self._jobs = self._jobs[0], self._jobs[1:]
+            coroutine = job()
             self._running += 1
             try:
                 waited_for = coroutine.send(None)

@@ -104,8 +104,6 @@ class StayInput(enum.Enum):
 class Timer(enum.Enum):
     #: the next ping is due (the side that pings)
     PING = enum.auto()
-    #: the peer has been silent for too long
-    SILENCE = enum.auto()
     #: the next unasked pong is due, while reading is held back (the side that answers)
     PONG = enum.auto()
     #: reading has been held back for too long
@@ -125,9 +123,10 @@ for _each in (Side, Road, RoadInput, Stay, StayInput, Timer):
 _MESSAGE, _EVENT, _ACTIVE = PacketType.MESSAGE, socketio.PacketType.EVENT, Stay.ACTIVE
 _OPENING, _CLOSED = Road.OPENING, Road.CLOSED
 _ABSENT, _CONNECTED, _ENDED_STAY, _IDENTIFY = Stay.ABSENT, Stay.CONNECTED, Stay.ENDED, StayInput.IDENTIFY
-_SERVER, _SILENCE, _CONNECT = Side.SERVER, Timer.SILENCE, Timer.CONNECT
+_SERVER, _CONNECT = Side.SERVER, Timer.CONNECT
 
 _UNLIMITED: Final = math.inf
+_NO_OFFSETS: Final[Mapping[str, bool]] = {}
 
 _R, _RI, _S, _SI = Road, RoadInput, Stay, StayInput
 
@@ -422,6 +421,7 @@ class Automaton:
         "_pings",
         "_pong_sent",
         "_settings",
+        "_silence",
         "_stays",
         "_table",
         "_timers",
@@ -461,11 +461,13 @@ class Automaton:
         self._stays: dict[str, Stay] = {}
         #: a client's namespaces whose server can send again what was missed; whether it is one that says which of an
         #: event's values is the offset: the last one of each. Of others' it is one if it is a text, and stays a value.
-        self._offsets: dict[str, bool] = {}
+        self._offsets: Mapping[str, bool] = _NO_OFFSETS
         self._decoder = socketio.Decoder(self.protocol, max_attachments=settings.max_attachments)
         self._decoding_size = 0
         self._timers: dict[Timer | str, float] = {Timer.CONNECT: now + settings.connect_timeout}
-        self.replies: list[Packet] = []
+        #: when the peer's silence ends the session; no entry of the timers, since each packet that comes looks at it
+        self._silence: float = _UNLIMITED
+        self.replies: tuple[Packet, ...] = ()
         self._pong_sent = now
         # a token bucket: how many actions may come at once, and when that was so
         self._allowance = float(settings.action_burst)
@@ -476,12 +478,12 @@ class Automaton:
     @property
     def deadline(self) -> float:
         """When :meth:`expire` is to be called next."""
-        return min(self._timers.values(), default=_UNLIMITED)
+        return min((self._silence, *self._timers.values()))
 
     def take_replies(self) -> list[Packet]:
         """Take the :attr:`replies`."""
-        replies, self.replies = self.replies, []
-        return replies
+        replies, self.replies = self.replies, ()
+        return list(replies)
 
     # -- the engine
 
@@ -506,14 +508,14 @@ class Automaton:
             return None
         if self.road is _OPENING:
             return self._receive_open(packet, now)
-        if not self._pings or _SILENCE in self._timers:
+        if not self._pings or self._silence != _UNLIMITED:
             # else nobody has doubted it: the usual case, which spares the call
             self._prove_alive(now)
         if packet.type is _MESSAGE:
             return self._receive_message(packet, now)
         match packet.type:
             case PacketType.PING if not self._pings:
-                self.replies.append(Packet(PacketType.PONG, packet.data))
+                self.replies += (Packet(PacketType.PONG, packet.data),)
                 self._pong_sent = now
                 if Timer.PONG in self._timers:
                     self._timers[Timer.PONG] = now + self._pace
@@ -582,13 +584,14 @@ class Automaton:
         """The session is over; nothing comes due any more. Idempotent."""
         self.road = Road.CLOSED
         self._timers.clear()
+        self._silence = _UNLIMITED
 
     def hold(self, now: float) -> None:
         """This side stops reading: the peer's silence proves nothing from here on."""
         if self.held or self.road in (Road.OPENING, Road.CLOSED):
             return
         self.held = True
-        self._timers.pop(Timer.SILENCE, None)
+        self._silence = _UNLIMITED
         self._timers[Timer.STALL] = now + self._settings.stall
         if not self._pings:
             self._timers.setdefault(Timer.PONG, max(now, self._pong_sent + self._pace))
@@ -605,23 +608,23 @@ class Automaton:
         """Do one thing that has come due; to be called until it returns ``None`` and :attr:`deadline` lies ahead."""
         due = [timer for timer, time in self._timers.items() if time <= now]
         if not due:
+            if self._silence <= now:
+                self.close()
+                return Ended("ping timeout", "the peer did not prove that it is alive")
             return None
         timer = due[0]
         del self._timers[timer]
         match timer:
             case Timer.PING:
-                self.replies.append(Packet(PacketType.PING))
+                self.replies += (Packet(PacketType.PING),)
                 self._timers[Timer.PING] = now + self._interval
-                if not self.held:
-                    self._timers.setdefault(Timer.SILENCE, now + self._patience)
+                if not self.held and self._silence == _UNLIMITED:
+                    self._silence = now + self._patience
             case Timer.PONG:
-                self.replies.append(Packet(PacketType.PONG))
+                self.replies += (Packet(PacketType.PONG),)
                 self._pong_sent = now
                 if self.held:
                     self._timers[Timer.PONG] = now + self._pace
-            case Timer.SILENCE:
-                self.close()
-                return Ended("ping timeout", "the peer did not prove that it is alive")
             case Timer.STALL:
                 self.close()
                 return Ended("stalled", "what the peer sent was not taken for the stall timeout")
@@ -660,15 +663,15 @@ class Automaton:
         if self._pings:
             self._timers[Timer.PING] = now + self._interval
         else:
-            self._timers[Timer.SILENCE] = now + self._interval + self._patience
+            self._silence = now + self._interval + self._patience
 
     def _prove_alive(self, now: float) -> None:
         if self.held:
             return
         if self._pings:
-            self._timers.pop(_SILENCE, None)
+            self._silence = _UNLIMITED
         else:
-            self._timers[_SILENCE] = now + self._interval + self._patience
+            self._silence = now + self._interval + self._patience
 
     # -- the namespaces
 
@@ -688,7 +691,7 @@ class Automaton:
         """
         self._move(namespace, StayInput.ASK_AGAIN if recovers else StayInput.ASK, now)
         if recovers:
-            self._offsets[namespace] = False
+            self._offsets = {**self._offsets, namespace: False}
         return self.protocol == 5 or namespace != "/"
 
     def join_unasked(self, now: float) -> Joining:
@@ -830,15 +833,15 @@ class Automaton:
             raise ProtocolError("CONNECT's answer has no sid: a server of Socket.IO 1 or 2 needs eio=3")
         pid, offset = _text([data], "pid", None), _text([data], "offset", None)
         if pid is None:
-            self._offsets.pop(namespace, None)
+            self._offsets = {key: value for key, value in self._offsets.items() if key != namespace}
         else:
-            self._offsets[namespace] = offset is not None
+            self._offsets = {**self._offsets, namespace: offset is not None}
         return Joined(namespace, sid, pid, offset)
 
     def _identified(self, data: list[Any]) -> Identified:
         if "/" not in self._offsets or len(data) < 2 or not isinstance(data[1], str):
             return Identified()
-        self._offsets["/"] = True
+        self._offsets = {**self._offsets, "/": True}
         return Identified(data[1])
 
     def _take_offset(self, namespace: str, data: list[Any]) -> str | None:

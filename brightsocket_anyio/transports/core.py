@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Final
 
 from websockets.exceptions import ProtocolError
 from websockets.extensions import Extension
@@ -23,6 +24,9 @@ from .sieve import apply_mask
 
 #: where the machine logs: at the level DEBUG, all frames but short texts
 _logger = logging.getLogger(f"{__name__}.frames")
+
+#: most WebSockets never need a list of their own
+_NOTHING: Final[list[bytes]] = []
 
 _CLOSE = 0x88  # FIN, no extension's bits, opcode 8 (RFC 6455, section 5.2)
 
@@ -54,7 +58,7 @@ class Core:
         self.side: Side = side
         self.extensions: Sequence[Extension] = extensions
         self.open: bool = True
-        self.writes: list[bytes] = []
+        self.writes: list[bytes] = _NOTHING
         self.close_rcvd: Close | None = None
         self.close_sent: Close | None = None
         self.failure: Exception | None = None
@@ -96,7 +100,7 @@ class Core:
 
     def data_to_send(self) -> list[bytes]:
         """Take what is to be sent, which is the caller's to send."""
-        writes, self.writes = self.writes, []
+        writes, self.writes = self.writes, _NOTHING
         return writes
 
     def _need_machine(self) -> Protocol:
@@ -111,7 +115,7 @@ class Core:
         return self._machine
 
     def _note(self, machine: Protocol) -> None:
-        self.writes += machine.data_to_send()
+        self._write(machine.data_to_send())
         self.open = machine.state is State.OPEN
         self.close_rcvd = machine.close_rcvd
         self.close_sent = machine.close_sent
@@ -135,8 +139,14 @@ class Core:
             return False
         self.open = False
         self.close_rcvd = self.close_sent = close
-        self.writes.append(b"%c%c%b" % (_CLOSE, size, payload))
+        self._write([b"%c%c%b" % (_CLOSE, size, payload)])
         return True
+
+    def _write(self, data: list[bytes]) -> None:
+        if self.writes is _NOTHING:
+            self.writes = data
+        else:
+            self.writes += data
 
 
 class _Compression(Extension):

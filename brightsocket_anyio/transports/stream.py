@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
 
 import anyio
 import anyio.abc
@@ -65,6 +66,20 @@ async def send_all(stream: anyio.abc.ByteStream, data: bytes, stall: float) -> N
             raise ConnectionLost("stalled", f"the peer took no bytes for {stall:g} seconds")
 
 
+#: an idle WebSocket has no list of its own
+_NO_MESSAGES: Final[list[str | bytes]] = []
+
+
+@dataclass(slots=True, eq=False)
+class _Fragments:
+    """The beginning of a message."""
+
+    opcode: Opcode
+    data: bytearray = field(default_factory=bytearray)
+    count: int = 0
+    empty: int = 0
+
+
 class WebSocket:
     """A WebSocket after its handshake: whole messages over an AnyIO byte stream, which it owns and closes.
 
@@ -81,28 +96,21 @@ class WebSocket:
     """
 
     __slots__ = (
-        "_close_timeout",
         "_closed",
         "_core",
-        "_empty_count",
         "_end",
         "_ended",
         "_eof",
-        "_fragment_count",
-        "_fragmented",
         "_fragments",
         "_head",
         "_leading",
         "_lock",
         "_lost",
-        "_max_fragments",
-        "_max_size",
-        "_opcode",
         "_prompt",
         "_received",
         "_receiving",
+        "_settings",
         "_sieve",
-        "_stall",
         "_stream",
         "_tail",
         "prepared",
@@ -120,10 +128,7 @@ class WebSocket:
         self._stream = stream
         self._core = core
         self.prepared: bool = core.side is Side.SERVER and not core.extensions
-        self._stall = settings.stall
-        self._close_timeout = settings.close_timeout
-        self._max_size = settings.max_payload
-        self._max_fragments = settings.max_fragments
+        self._settings = settings
         #: held by whoever writes; most WebSockets never have to wait for that, and have none
         self._lock: anyio.Lock | None = None
         self._prompt = prompt_stream(stream)
@@ -134,18 +139,15 @@ class WebSocket:
         #: what wakes :meth:`aclose` when nothing more will be received, or when nobody does any more
         self._ended: anyio.Event | None = None
         self._leading = leading
-        self._received: list[str | bytes] = []
+        self._received = _NO_MESSAGES
         self._end: Exception | None = None
         self._eof = False
         self._lost: ConnectionLost | None = None
         self._closed = False
-        self._opcode = Opcode.CONT
-        #: within a message of which there is more to come
-        self._fragmented = False
+        #: what has come of a message of which there is more to come
+        self._fragments: _Fragments | None = None
         #: takes out what needs no more than a look; an extension would have to see it
         self._sieve = None if core.extensions else Sieve(masked=core.side is Side.SERVER, max_size=settings.max_payload)
-        self._fragments = bytearray()
-        self._fragment_count = self._empty_count = 0
 
     @property
     def close_code(self) -> int | None:
@@ -243,7 +245,7 @@ class WebSocket:
         data = b"".join([self._head, self._tail, *frames])
         self._head = self._tail = b""
         try:
-            await send_all(self._stream, data, self._stall)
+            await send_all(self._stream, data, self._settings.stall)
         except ConnectionLost as exc:
             if self._closed:
                 raise anyio.ClosedResourceError from exc
@@ -329,13 +331,18 @@ class WebSocket:
                 return [text]
             if data:
                 self._digest(data)
+                if not (self._core.writes or self._head) or self._answer_nowait():
+                    if self._received:
+                        return self.take_received()
+                    if self._end is not None:
+                        raise fresh(self._end)
             return []
         messages: list[str | bytes] = arrived
         return messages
 
     def take_received(self) -> list[str | bytes]:
         """What has come and was not received, since an answer of the WebSocket's own had to be waited for."""
-        received, self._received = self._received, []
+        received, self._received = self._received, _NO_MESSAGES
         return received
 
     def _begin_to_receive(self) -> None:
@@ -360,11 +367,11 @@ class WebSocket:
             return
         for part in self._sieve.split(data):
             if isinstance(part, str):
-                self._received.append(part)
+                self._deliver(part)
             elif not self._feed(part):
                 return
             else:
-                self._sieve.closed = self._fragmented
+                self._sieve.closed = self._fragments is not None
 
     def _feed(self, data: bytes) -> bool:
         """Let the core have a part of what was read; returns whether what follows is worth looking at."""
@@ -384,35 +391,38 @@ class WebSocket:
         if opcode is Opcode.TEXT or opcode is Opcode.BINARY:
             if frame.fin:
                 return self._complete(opcode, frame.data)
-            self._opcode = opcode
-            self._fragmented = True
-            self._fragment_count = self._empty_count = 0
-        elif opcode is not Opcode.CONT:
+            self._fragments = _Fragments(opcode)
+        elif opcode is not Opcode.CONT or self._fragments is None:
             return True
-        self._fragments += frame.data
-        self._fragment_count += 1
-        self._empty_count += not frame.data
-        if self._fragment_count > self._max_fragments or self._empty_count > MAX_EMPTY_FRAGMENTS:
+        fragments = self._fragments
+        fragments.data += frame.data
+        fragments.count += 1
+        fragments.empty += not frame.data
+        if fragments.count > self._settings.max_fragments or fragments.empty > MAX_EMPTY_FRAGMENTS:
             return self._fail(1008, "too many fragments")
-        if len(self._fragments) > self._max_size:
+        if len(fragments.data) > self._settings.max_payload:
             return self._fail(1009, "message too big")
         if frame.fin:
-            data, self._fragments = self._fragments, bytearray()
-            self._fragmented = False
-            return self._complete(self._opcode, data)
+            self._fragments = None
+            return self._complete(fragments.opcode, fragments.data)
         return True
 
     def _complete(self, opcode: Opcode, data: bytes | bytearray | memoryview) -> bool:
-        if len(data) > self._max_size:
+        if len(data) > self._settings.max_payload:
             return self._fail(1009, "message too big")
         if opcode is Opcode.BINARY:
-            self._received.append(bytes(data))
+            self._deliver(bytes(data))
             return True
         try:
-            self._received.append(str(data, "utf-8"))
+            self._deliver(str(data, "utf-8"))
         except UnicodeDecodeError:
             return self._fail(1007, "text is not UTF-8")
         return True
+
+    def _deliver(self, message: str | bytes) -> None:
+        if self._received is _NO_MESSAGES:
+            self._received = []
+        self._received.append(message)
 
     def _fail(self, code: int, reason: str) -> bool:
         if self._core.failure is None and self._core.close_rcvd is None:
@@ -423,7 +433,7 @@ class WebSocket:
     def _finish(self, end: Exception) -> None:
         if self._end is None:
             self._end = end
-            self._fragments = bytearray()
+            self._fragments = None
             self._wake_closer()
 
     def _wake_closer(self) -> None:
@@ -433,11 +443,8 @@ class WebSocket:
 
     async def _answer(self) -> None:
         """Write the core's own frames: pongs and Close. A failure waits until the messages are delivered."""
-        if (write := self._free_to_write()) is not None:
-            data = b"".join([self._head, *self._core.data_to_send()])
-            self._head, self._tail = b"", data[write(data) :]
-            if not self._tail:
-                return
+        if self._answer_nowait():
+            return
         try:
             async with self._locked():
                 if self._lost is None:
@@ -448,6 +455,14 @@ class WebSocket:
         finally:
             if self._lost is not None:
                 self._core.data_to_send()
+
+    def _answer_nowait(self) -> bool:
+        """Write as much of them as there is room for; returns whether that was all."""
+        if (write := self._free_to_write()) is None:
+            return False
+        data = b"".join([self._head, *self._core.data_to_send()])
+        self._head, self._tail = b"", data[write(data) :]
+        return not self._tail
 
     # -- the end
 
@@ -473,7 +488,7 @@ class WebSocket:
             return
         closed = False
         try:
-            with anyio.move_on_after(self._close_timeout):
+            with anyio.move_on_after(self._settings.close_timeout):
                 await self._shake_hands(code, reason)
                 self._closed = True
                 await self._stream.aclose()
@@ -525,7 +540,7 @@ class WebSocket:
                     break
                 self._leading = b""
                 self._digest(data)
-                self._received.clear()
+                self._received = _NO_MESSAGES
                 core.data_to_send()
         finally:
             self._receiving = False

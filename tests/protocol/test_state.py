@@ -674,12 +674,13 @@ class TestHeartbeat:
             joined(side, 4).receive(packet, 0)
 
     @pytest.mark.parametrize(("side", "eio"), PINGING + ANSWERING)
-    def test_one_timer_whatever_comes(self, side: Side, eio: EIO) -> None:
+    def test_no_more_timers_whatever_comes(self, side: Side, eio: EIO) -> None:
         automaton = joined(side, eio)
+        timers = len(automaton._timers)
         packet = PONG if (side, eio) in PINGING else PING
         for _ in range(1000):
             automaton.receive(packet, 1)
-        assert len(automaton._timers) == 1
+        assert len(automaton._timers) == timers <= 1
         assert len(automaton.take_replies()) == (0 if packet is PONG else 1000)
 
 
