@@ -607,13 +607,16 @@ class Session:
                 await self._pause()
                 continue
             try:
-                more = self.take(packets or await self._receive())
+                if not packets:
+                    packets = await self._receive() if self._may_change else self.read(await self.arrival())
             except Exception as exc:
                 self.lose(exc)
-            else:
-                del packets
-                if not more:
-                    await self._pause()
+                continue
+            more = self.take(packets)
+            # nothing is kept while it waits
+            del packets
+            if not more:
+                await self._pause()
 
     @property
     def _willing_workers(self) -> Workers | None:
@@ -735,9 +738,7 @@ class Session:
                 raise failure
 
     async def _receive(self) -> list[Packet]:
-        """Receive in the session's own task; nothing, if what has come was nothing whole, or the road was left."""
-        if not self._may_change:
-            return self.read(await self.arrival())
+        """Receive on a road that may be left meanwhile: nothing then, and the next one is by the other road."""
         transport = self.transport
         packets: list[Packet] = []
         with anyio.CancelScope() as self._receiving:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, CoroutineType, FrameType
 from typing import Any, Self
 
 import anyio
@@ -98,6 +98,36 @@ async def test_the_tasks_of_an_idle_connection() -> None:
                 await stack.enter_async_context(identified(bound, channel))
         await anyio.wait_all_tasks_blocked()
         assert len(anyio.get_running_tasks()) - before == 20 * 2
+
+
+def pieces() -> Counter[str]:
+    """The package's objects and coroutines, and the dictionaries, lists and sets that they hold."""
+    gc.collect()
+    found: dict[int, str] = {}
+    for each in gc.get_objects():
+        if isinstance(each, CoroutineType):
+            own, name = each.cr_code.co_filename.startswith(PACKAGE), each.__qualname__
+        else:
+            own, name = str(type(each).__module__).startswith("brightsocket_anyio"), type(each).__qualname__
+        if own:
+            found[id(each)] = name
+            for held in gc.get_referents(each):
+                if type(held) in (dict, list, set):
+                    found.setdefault(id(held), f"{type(held).__name__} of {name}")
+    return Counter(found.values())
+
+
+async def test_the_pieces_of_an_idle_connection() -> None:
+    """Among a thousand connections what a message takes is how many of them it comes through: each is a miss of the
+    processor's caches."""
+    async with serving(api()) as bound, AsyncExitStack() as stack:
+        await anyio.wait_all_tasks_blocked()
+        before = pieces()
+        for _ in range(20):
+            await stack.enter_async_context(identified(bound, "BY HANDLER"))
+        await anyio.wait_all_tasks_blocked()
+        more = pieces() - before
+        assert more.total() / 20 <= 75, more
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "asyncio+uvloop"], indirect=True)
