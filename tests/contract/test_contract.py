@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import anyio
 import pytest
@@ -13,7 +13,7 @@ from anyio.lowlevel import checkpoint
 from brightsocket_anyio.errors import ConnectionLost, ProtocolError
 from brightsocket_anyio.protocol.engineio import Packet, PacketType
 from brightsocket_anyio.settings import Settings
-from brightsocket_anyio.transport import Transport
+from brightsocket_anyio.transport import PromptTransport, Transport
 from tests.support import PATIENCE
 
 from .roads import Peer, Road
@@ -101,10 +101,11 @@ async def feed(transport: Transport, take: Callable[[list[Packet]], bool]) -> No
         if not hasattr(transport, "arrival"):
             packets = await transport.receive()
         else:
+            prompt = cast("PromptTransport", transport)
             try:
-                packets = transport.read(await transport.arrival())
+                packets = prompt.read(await prompt.arrival())
             except Exception as exc:
-                raise transport.failure(exc) from None
+                raise prompt.failure(exc) from None
         more = not packets or take(packets)
 
 
