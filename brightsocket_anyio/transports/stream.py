@@ -325,20 +325,23 @@ class WebSocket:
 
         :param arrived: what awaiting the :meth:`arrival` has returned.
         """
-        if arrived is None and (prompt := self._prompt) is not None:
-            data = prompt.receive_nowait(READ_SIZE)
-            if self._sieve is not None and (text := self._sieve.take(data)) is not None:
-                return [text]
-            if data:
-                self._digest(data)
-                if not (self._core.writes or self._head) or self._answer_nowait():
-                    if self._received:
-                        return self.take_received()
-                    if self._end is not None:
-                        raise fresh(self._end)
+        if arrived is not None:
+            # the arrival was `receive`
+            messages: list[str | bytes] = arrived
+            return messages
+        assert self._prompt is not None
+        data = self._prompt.receive_nowait(READ_SIZE)
+        if self._sieve is not None and (text := self._sieve.take(data)) is not None:
+            return [text]
+        if not data:
             return []
-        messages: list[str | bytes] = arrived
-        return messages
+        self._digest(data)
+        if (self._core.writes or self._head) and not self._answer_nowait():
+            # `receive` waits until that is written
+            return []
+        if not self._received and self._end is not None:
+            raise fresh(self._end)
+        return self.take_received()
 
     def take_received(self) -> list[str | bytes]:
         """What has come and was not received, since an answer of the WebSocket's own had to be waited for."""
