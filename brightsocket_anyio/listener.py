@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Literal, Protocol
 from urllib.parse import unquote
@@ -44,13 +45,14 @@ from .transport import Message, Receive, Scope, Send, WebSocketRequest
 from .transports.core import Core
 from .transports.sockets import acceptor_of, prompt_stream, raw_socket_of
 from .transports.stream import READ_SIZE, STREAM_ERRORS, StreamTransport, WebSocket, describe, send_all
+from .transports.watch import Watch, open_watch
 
 logger: logging.Logger = logging.getLogger(__name__)
 
 #: seconds that we read on after an early answer, so that the connection is not reset before the peer has read it
 LINGER_TIMEOUT = 2.0
-#: bytes that the system may hold of what a connection has sent (it takes the double, for its own needs). uvloop reads
-#: as much as there is at one go, however little is wanted: left to itself, Linux holds 6 MB.
+#: bytes that the system may hold of what a connection has sent and nobody takes (it takes the double, for its own
+#: needs): left to itself, Linux holds 6 MB
 _RECEIVE_BUFFER = 262_144
 #: seconds to wait when the system has no more sockets
 _ACCEPT_PAUSE = 0.1
@@ -103,10 +105,10 @@ async def serve_listener(listener: anyio.abc.Listener[Any], door: Door, host: Ho
     service = Service(door, host, settings)
     slots = _Slots(settings)
     # in this order: AnyIO's checks whether a handler is cancelled look at each scope around it
-    async with open_tasks() as tasks, anyio.create_task_group() as connections:
+    async with open_watch() as watch, open_tasks() as tasks, anyio.create_task_group() as connections:
         gated = listener
         try:
-            gated = _gated(listener, slots, tasks.start_soon)
+            gated = _gated(listener, partial(_Gate, slots=slots, start=tasks.start_soon, watch=watch))
             async with anyio.create_task_group() as accepting:
                 accepting.start_soon(gated.serve, service.serve, connections)
                 await host.stopping.wait()
@@ -145,20 +147,19 @@ class _Slots:
                 del self._by_address[host]
 
 
-def _gated(listener: anyio.abc.Listener[Any], slots: _Slots, start: Callable[..., Any]) -> anyio.abc.Listener[Any]:
-    """The same listener, accepting no more connections at a time than there are slots.
-
-    :param start: starts the task of each.
-    """
+def _gated(
+    listener: anyio.abc.Listener[Any], gate: Callable[[anyio.abc.SocketListener], _Gate]
+) -> anyio.abc.Listener[Any]:
+    """The same listener, with AnyIO's own ones behind gates."""
     if isinstance(listener, MultiListener):
-        return MultiListener([_gated(each, slots, start) for each in listener.listeners])
+        return MultiListener([_gated(each, gate) for each in listener.listeners])
     if isinstance(listener, TLSListener):
-        inner = _gated(listener.listener, slots, start)
+        inner = _gated(listener.listener, gate)
         if type(listener) is not TLSListener:
             return dataclasses.replace(listener, listener=inner)
         return _TLSListener(inner, listener.ssl_context, listener.standard_compatible, listener.handshake_timeout)
     if isinstance(listener, anyio.abc.SocketListener):
-        return _Gate(listener, slots, start)
+        return gate(listener)
     return listener
 
 
@@ -176,8 +177,16 @@ class _TLSListener(TLSListener):
 
 
 class _Gate(anyio.abc.Listener[anyio.abc.ByteStream]):
-    def __init__(self, listener: anyio.abc.SocketListener, slots: _Slots, start: Callable[..., Any]) -> None:
-        self._acceptor = acceptor_of(listener)
+    """Accepts no more connections at a time than there are slots.
+
+    :param start: starts the task of each.
+    :param watch: runs until the last one has ended.
+    """
+
+    def __init__(
+        self, listener: anyio.abc.SocketListener, slots: _Slots, start: Callable[..., Any], watch: Watch | None
+    ) -> None:
+        self._acceptor = acceptor_of(listener, watch)
         self._slots = slots
         self._start = start
         # the connections that it accepts have it from there

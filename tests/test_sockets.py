@@ -13,19 +13,18 @@ import anyio.abc
 import pytest
 import trio
 from anyio.abc import SocketAttribute
-from anyio.lowlevel import checkpoint
 from anyio.streams.stapled import MultiListener
 
 from brightsocket_anyio import ConnectionLost
 from brightsocket_anyio.transports.sockets import (
     AsyncioAcceptor,
-    TrioAcceptor,
-    TrioStream,
+    SocketStream,
     _address,
     acceptor_of,
     prompt_stream,
 )
 from brightsocket_anyio.transports.stream import send_all
+from brightsocket_anyio.transports.watch import open_watch
 
 from .support import PATIENCE, until
 
@@ -40,9 +39,9 @@ async def pair(host: str = "127.0.0.1") -> AsyncIterator[tuple[Any, anyio.abc.So
     streams: list[Any] = []
 
     async def take() -> None:
-        streams.append(await acceptor_of(listener).accept())
+        streams.append(await acceptor_of(listener, watch).accept())
 
-    async with multi:
+    async with multi, open_watch() as watch:
         async with anyio.create_task_group() as tg:
             tg.start_soon(take)
             there = await anyio.connect_tcp(host, listener.extra(SocketAttribute.local_port))
@@ -251,15 +250,15 @@ class Hesitant:
         raise BlockingIOError
 
 
-@pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)
 async def test_readable_is_no_promise() -> None:
     multi: MultiListener[Any] = await anyio.create_tcp_listener(local_host="127.0.0.1")
     listener: Any = multi.listeners[0]
-    async with multi, await anyio.connect_tcp(*listener.extra(SocketAttribute.local_address)) as there:
-        acceptor = TrioAcceptor(listener)
-        acceptor._raw = cast("Any", Hesitant(acceptor._raw))
+    address = listener.extra(SocketAttribute.local_address)
+    async with multi, open_watch() as watch, await anyio.connect_tcp(*address) as there:
+        acceptor: Any = acceptor_of(listener, watch)
+        acceptor._raw = Hesitant(acceptor._raw)
         here: Any = await acceptor.accept()
-        assert type(here) is TrioStream
+        assert type(here) is SocketStream
         here._raw = cast("Any", Hesitant(here._raw))
         await there.send(b"hello")
         async with here:
@@ -270,18 +269,19 @@ async def test_readable_is_no_promise() -> None:
 async def test_who_accepts_hears_that_the_listener_is_closed(own: bool) -> None:
     """Closed by the acceptor or, on Trio, which tells of it, beneath that."""
     multi: MultiListener[Any] = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    acceptor = acceptor_of(cast("Any", multi.listeners[0]))
+    async with open_watch() as watch:
+        acceptor = acceptor_of(cast("Any", multi.listeners[0]), watch)
 
-    async def wait() -> None:
+        async def wait() -> None:
+            with pytest.raises(anyio.ClosedResourceError):
+                await acceptor.accept()
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            await (acceptor if own or type(acceptor) is AsyncioAcceptor else multi).aclose()
         with pytest.raises(anyio.ClosedResourceError):
             await acceptor.accept()
-
-    async with anyio.create_task_group() as tg:
-        tg.start_soon(wait)
-        await anyio.wait_all_tasks_blocked()
-        await (acceptor if own or type(acceptor) is AsyncioAcceptor else multi).aclose()
-    with pytest.raises(anyio.ClosedResourceError):
-        await acceptor.accept()
 
 
 @asynccontextmanager
@@ -289,21 +289,23 @@ async def accepting() -> AsyncIterator[tuple[Any, Callable[[], Awaitable[anyio.a
     """What accepts connections, and how to make one."""
     multi: MultiListener[Any] = await anyio.create_tcp_listener(local_host="127.0.0.1")
     listener: Any = multi.listeners[0]
-    acceptor = acceptor_of(listener)
-    try:
-        yield acceptor, partial(anyio.connect_tcp, *listener.extra(SocketAttribute.local_address))
-    finally:
-        await acceptor.aclose()
+    async with open_watch() as watch:
+        acceptor = acceptor_of(listener, watch)
+        try:
+            yield acceptor, partial(anyio.connect_tcp, *listener.extra(SocketAttribute.local_address))
+        finally:
+            await acceptor.aclose()
 
 
 async def test_a_listener_that_somebody_else_has_closed() -> None:
     multi: MultiListener[Any] = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    acceptor = acceptor_of(cast("Any", multi.listeners[0]))
-    await multi.aclose()
-    for _ in range(2):
-        with pytest.raises(anyio.ClosedResourceError):
-            await acceptor.accept()
-    await acceptor.aclose()
+    async with open_watch() as watch:
+        acceptor = acceptor_of(cast("Any", multi.listeners[0]), watch)
+        await multi.aclose()
+        for _ in range(2):
+            with pytest.raises(anyio.ClosedResourceError):
+                await acceptor.accept()
+        await acceptor.aclose()
 
 
 async def test_two_who_accept_are_one_too_many() -> None:
@@ -330,59 +332,32 @@ async def test_connections_that_nobody_accepts_wait() -> None:
                         assert await here.receive() == b"%d" % number
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "asyncio+uvloop"], indirect=True)
-async def test_the_loop_does_not_go_on_calling_for_a_connection_that_nobody_accepts(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    calls = 0
-
-    def note_ready() -> None:
-        nonlocal calls
-        calls += 1
-        AsyncioAcceptor._note_ready(acceptor)
-
-    async with accepting() as (acceptor, connect):
-        monkeypatch.setattr(acceptor, "_note_ready", note_ready)
-        async with await connect(), await acceptor.accept(), await connect():
-            await until(lambda: not acceptor._watched)
-            before = calls
-            for _ in range(100):
-                await checkpoint()
-            assert calls == before
-            async with await acceptor.accept():
-                pass
-
-
-async def test_whoever_comes_at_the_moment_of_a_cancellation_is_accepted_later_or_hears_the_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_whoever_comes_at_the_moment_of_a_cancellation_is_accepted_now_or_later() -> None:
     scope = anyio.CancelScope()
+    multi: MultiListener[Any] = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    listener: Any = multi.listeners[0]
+    streams: list[anyio.abc.ByteStream] = []
 
     async def accept() -> None:
         with scope:
-            await acceptor.accept()
+            streams.append(await acceptor.accept())
 
-    def note_ready() -> None:
-        AsyncioAcceptor._note_ready(acceptor)
-        scope.cancel()
-
-    async with accepting() as (acceptor, connect), anyio.create_task_group() as tg:
-        if type(acceptor) is AsyncioAcceptor:
-            monkeypatch.setattr(acceptor, "_note_ready", note_ready)
+    async with open_watch() as watch, anyio.create_task_group() as tg:
+        assert watch is not None
+        acceptor = acceptor_of(listener, watch)
         tg.start_soon(accept)
         await anyio.wait_all_tasks_blocked()
-        if type(acceptor) is TrioAcceptor:
+        with socket.create_connection(listener.extra(SocketAttribute.local_address)) as there:
+            there.send(b"1")
+            watch.tell()
             scope.cancel()
-        async with await connect() as first, await connect() as second:
-            await second.send(b"2")
-            await first.send(b"1")
-            got = b""
-            while got != b"2":
-                async with await acceptor.accept() as here:
-                    got = await here.receive()
-            with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
-                await first.receive()
-        assert scope.cancelled_caught
+            await anyio.wait_all_tasks_blocked()
+            if scope.cancelled_caught:
+                streams.append(await acceptor.accept())
+            [here] = streams
+            async with here:
+                assert await here.receive() == b"1"
+        await acceptor.aclose()
 
 
 async def test_cancelled_receiving_loses_nothing() -> None:
@@ -392,6 +367,17 @@ async def test_cancelled_receiving_loses_nothing() -> None:
                 await here.receive()
         await there.send(b"whole")
         assert await here.receive() == b"whole"
+
+
+async def test_who_is_cancelled_already_receives_nothing_even_if_it_is_there() -> None:
+    async with pair() as (here, there):
+        await there.send(b"there")
+        await anyio.wait_all_tasks_blocked()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await here.receive()
+        assert scope.cancelled_caught
+        assert await here.receive() == b"there"
 
 
 def test_an_address_with_a_scope() -> None:

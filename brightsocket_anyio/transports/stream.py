@@ -24,7 +24,7 @@ from ..settings import Settings
 from .core import Core
 from .frames import frames_of
 from .sieve import Sieve
-from .sockets import WAIT_ERRORS, Write, prompt_stream
+from .sockets import Write, prompt_stream
 
 #: bytes of one read. It bounds what a peer makes the core build at once: frames, and the pongs that the core adds by
 #: itself, which are all written before the next read.
@@ -50,10 +50,7 @@ async def send_all(stream: anyio.abc.ByteStream, data: bytes, stall: float) -> N
     if len(data) <= WRITE_SIZE and (prompt := prompt_stream(stream)) is not None:
         # mostly there is room, which spares a deadline
         data = data[prompt.send_nowait(data) :]
-        if not data and prompt.flushed:
-            return
-    # of nothing: to wait until the rest is on its way
-    for start in range(0, len(data) or 1, WRITE_SIZE):
+    for start in range(0, len(data), WRITE_SIZE):
         chunk = data if len(data) <= WRITE_SIZE else data[start : start + WRITE_SIZE]
         sent = False
         try:
@@ -302,9 +299,7 @@ class WebSocket:
         """What to await for the next messages, once and at once; :meth:`read` takes what comes of it. Safe to cancel:
         nothing is lost.
 
-        Nobody closes the WebSocket meanwhile.
-
-        :raises: as :meth:`receive`; to await it, one of :data:`~.sockets.WAIT_ERRORS`, too.
+        :raises: as :meth:`receive`.
         """
         if (
             (prompt := self._prompt) is None
@@ -617,7 +612,7 @@ class StreamTransport:
         return self._decode(self._websocket.read(arrived))
 
     def failure(self, raised: Exception) -> Exception:
-        return anyio.ClosedResourceError() if isinstance(raised, WAIT_ERRORS) else raised
+        return raised
 
     def take_arrived(self) -> list[Packet]:
         return self._decode(self._websocket.take_received())
