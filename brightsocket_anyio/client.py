@@ -584,6 +584,9 @@ class _Stay:
                 self._fail(ChannelRefused(self._channel, "the server ended the connection"))
                 self._end("ended", "the server has ended the connection")
 
+    def expose(self) -> None:
+        """Nothing that lives in the session's task group is shielded."""
+
     async def end(self, cause: Ended) -> None:
         core = self.core
         assert core is not None

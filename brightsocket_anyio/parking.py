@@ -21,34 +21,13 @@ def open_tasks() -> AbstractAsyncContextManager[Tasks]:
     return trio.open_nursery() if trio.lowlevel.in_trio_task() else anyio.create_task_group()
 
 
-class OwnTask:
-    """Tells one task, which asks often, whether it is cancelled. AnyIO's ``checkpoint_if_cancelled`` finds out each
-    time which loop and which task it is in, and makes two coroutines for it: a twentieth of an echo's instructions.
+def current_deadline() -> Callable[[], float]:
+    """What tells the current task's effective deadline, which is negative infinity when it is cancelled.
 
-    It belongs to the task that makes it, and :meth:`let_go` is the last thing that this does with it.
+    To ask that takes a third of what AnyIO's ``checkpoint_if_cancelled`` does, which makes two coroutines to find out;
+    and on Trio half of what AnyIO's own does, which finds out each time whose loop it is.
     """
-
-    __slots__ = ("_current", "_info", "_task")
-
-    def __init__(self) -> None:
-        in_trio = trio.lowlevel.in_trio_task()
-        self._current: Callable[[], object] = trio.lowlevel.current_task if in_trio else asyncio.current_task
-        self._task: object = self._current()
-        #: most tasks never ask
-        self._info: anyio.TaskInfo | None = None
-
-    @property
-    def in_doubt(self) -> bool:
-        """Whether a ``checkpoint_if_cancelled`` is due: the task is cancelled, or it is another one that asks."""
-        if self._current() is not self._task:
-            return True
-        if self._info is None:
-            self._info = anyio.get_current_task()
-        return self._info.has_pending_cancellation()
-
-    def let_go(self) -> None:
-        """The task is about to end: forget it, which would else be left for the garbage collector."""
-        self._task = self._info = None
+    return trio.current_effective_deadline if trio.lowlevel.in_trio_task() else anyio.current_effective_deadline
 
 
 class Parking:

@@ -197,6 +197,8 @@ class _Visit:
 
     def begin(self) -> None:
         """Enter the channel."""
+        # until the session says so: see `expose`
+        self.core.shield(True)
         self.proceed(0)
 
     def finish(self) -> None:
@@ -425,6 +427,10 @@ class _Peer:
             self.server.holders.pop(pid, None)
         for namespace in self.session.automaton.live:
             self.session.push(self.session.automaton.explain(namespace, cause.code, cause.reason))
+
+    def expose(self) -> None:
+        for visit in self._visits.values():
+            visit.core.shield(False)
 
     # -- the visits
 

@@ -94,6 +94,11 @@ class Sink(Protocol):
         """The session is over: end what lives on it, and return when all of it has finished."""
         ...
 
+    def expose(self) -> None:
+        """The session is over, perhaps since it is cancelled or has failed: what lives on it and is shielded from that,
+        is no longer."""
+        ...
+
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
@@ -436,6 +441,7 @@ class Session:
                         # nothing else is left in there
                         self.task_group.cancel_scope.cancel()
                 finally:
+                    sink.expose()
                     # here, since no writer can be started once the task group waits for its last tasks
                     self._outbox.close()
                     if self._filled is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from brightsocket_anyio.parking import Latch, OwnTask, Parking
+from brightsocket_anyio.parking import Latch, Parking, current_deadline
 
 from .support import until
 
@@ -119,30 +121,14 @@ async def test_who_no_longer_waits_for_a_latch_is_none_of_its_business() -> None
     assert scope.cancelled_caught
 
 
-async def test_a_task_knows_whether_it_is_cancelled() -> None:
-    own = OwnTask()
-    assert not own.in_doubt
+async def test_the_current_task_s_deadline_tells_whether_it_is_cancelled() -> None:
+    deadline = current_deadline()
+    assert deadline() == math.inf
     # nothing waits in these: it is only asked about
     with anyio.CancelScope() as outer, anyio.CancelScope(), anyio.CancelScope():  # noqa: ASYNC100 (see above)
-        assert not own.in_doubt
+        assert deadline() == math.inf
         outer.cancel()
-        assert own.in_doubt
+        assert deadline() == -math.inf
         with anyio.CancelScope(shield=True):  # noqa: ASYNC100 (see above)
-            assert not own.in_doubt
-    assert not own.in_doubt
-    own.let_go()
-
-
-async def test_what_others_ask_is_in_doubt() -> None:
-    own = OwnTask()
-    answers: list[bool] = []
-
-    async def ask() -> None:
-        answers.append(own.in_doubt)
-
-    async with anyio.create_task_group() as tg:
-        tg.start_soon(ask)
-    assert answers == [True]
-    assert not own.in_doubt
-    own.let_go()
-    assert own.in_doubt
+            assert deadline() == math.inf
+    assert deadline() == math.inf

@@ -254,6 +254,15 @@ async def test_one_read_that_brings_thousands_of_packets_lets_the_others_run() -
         assert turns > 40
 
 
+class QuietSink:
+    """What a session asks of its sink, where that holds nothing back and has nothing of its own."""
+
+    full = calling = False
+    workers = None
+
+    def expose(self) -> None: ...
+
+
 class Road:
     """A client's road whose waiting tasks are woken just as the session leaves it."""
 
@@ -312,10 +321,7 @@ async def test_a_task_that_is_woken_just_as_the_session_changes_its_road_goes_on
         websocket.arriving += [Packet(PacketType.PONG, "probe"), Packet(PacketType.MESSAGE, '0{"sid":"id"}')]
         return websocket
 
-    class Sink:
-        full = calling = False
-        workers = None
-
+    class Sink(QuietSink):
         def handle(self, event: Event) -> None:
             if isinstance(event, Opened):
                 automaton.ask("/", anyio.current_time())
@@ -348,10 +354,7 @@ async def test_what_has_come_is_taken_though_nothing_can_be_sent_any_more() -> N
 
     numbers: list[int] = []
 
-    class Sink:
-        full = calling = False
-        workers = None
-
+    class Sink(QuietSink):
         def handle(self, event: Event) -> None:
             if isinstance(event, Action):
                 numbers.append(event.args[0])
@@ -381,10 +384,7 @@ async def test_a_session_that_is_ending_does_not_wait_for_a_road_that_is_lost_me
             await anyio.sleep(1)
             raise ConnectionLost("transport error", "the peer is gone")
 
-    class Sink:
-        full = calling = False
-        workers = None
-
+    class Sink(QuietSink):
         def handle(self, event: Event) -> None: ...
 
         async def end(self, cause: Ended) -> None:
@@ -409,10 +409,7 @@ async def test_what_is_sent_while_the_session_is_being_cancelled_goes_nowhere() 
     """Its task group takes no writer any more once it is about to end, which nobody who sends is to fail by."""
     settings = Settings()
 
-    class Sink:
-        full = calling = False
-        workers = None
-
+    class Sink(QuietSink):
         def handle(self, event: Event) -> None: ...
 
         async def end(self, cause: Ended) -> None: ...

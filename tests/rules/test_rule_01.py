@@ -16,7 +16,8 @@ from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint
 
 from brightsocket_anyio import Brightsocket, Connection, ConnectionLost, Refused, open_client
-from brightsocket_anyio.protocol.state import Action
+from brightsocket_anyio.protocol.state import Action, Ended, Event
+from brightsocket_anyio.session import Session
 
 from ..support import (
     PATIENCE,
@@ -536,6 +537,67 @@ async def test_a_client_notices_that_its_server_is_half_open(eio: Any) -> None:
                 await cancelled.wait()
         tg.cancel_scope.cancel()
     await listener.aclose()
+
+
+@pytest.mark.parametrize("grace", [0, PATIENCE])
+@pytest.mark.parametrize("around", ["it has failed", "it is cancelled", "it is cancelled while the client switches"])
+async def test_what_runs_in_a_connection_ends_with_its_session(
+    around: str, grace: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scope is shielded from its session's as long as that is well: a failure, or a cancellation, comes through."""
+    api = Brightsocket()
+    running = cancelled = 0
+
+    @api.connect("WORK", grace=grace)
+    async def work(connection: Connection) -> None:
+        @connection.on("BLOCK", limit=2)
+        async def block() -> None:
+            nonlocal running, cancelled
+            running += 1
+            try:
+                await anyio.sleep_forever()
+            finally:
+                cancelled += 1
+
+        await connection.accept()
+        await connection.send("READY")
+        await connection.receive("NEVER").receive()
+
+    def fail(self: Session, event: Event) -> None:
+        if self is sessions[0]:
+            raise RuntimeError("a bug")
+        handle(self, event)
+
+    sessions: list[Session] = []
+    original, handle = Session.run, Session._handle
+
+    async def run(self: Session, *args: Any) -> Ended:
+        sessions.append(self)
+        return await original(self, *args)
+
+    monkeypatch.setattr(Session, "run", run)
+    async with serving(api) as bound, identified(bound, "WORK") as peer:
+        await peer.expect_event("READY")
+        await peer.event("BLOCK")
+        await peer.event("BLOCK")
+        await until(lambda: running == 2)
+        [session] = sessions
+        if "switches" in around:
+            # with a grace, the connection goes on for now though it has ended
+            await peer.identify("WORK")
+            await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(PATIENCE / 2):
+            if "failed" in around:
+                monkeypatch.setattr(Session, "_handle", fail)
+                # for the session's own task
+                await peer.send("41")
+            else:
+                session.task_group.cancel_scope.cancel()
+            await peer.drain()
+            await until(lambda: session.closed and cancelled == 2)
+        # nobody else has noticed
+        async with identified(bound, "WORK") as other:
+            await other.expect_event("READY")
 
 
 def _switching(key: bytes) -> bytes:
