@@ -98,7 +98,21 @@ class Owner(Protocol):
         ...
 
 
-class ConnectionCore:
+class _ConnectionCoreFields:
+    """What each message looks at: see ``_SessionFields``."""
+
+    __slots__ = (
+        "accepted",
+        "deadline",
+        "ended",
+        "inbox",
+        "journal",
+        "namespace",
+        "session",
+    )
+
+
+class ConnectionCore(_ConnectionCoreFields):
     """What a connection does, for whoever owns it: its scope, its inbox, its outgoing messages, its end.
 
     :param ids: ack ids that the session has not used.
@@ -125,22 +139,15 @@ class ConnectionCore:
         "_streams",
         "_task_group",
         "_workers",
-        "accepted",
         "channel",
-        "deadline",
         "dropped",
-        "ended",
         "enter",
         "id",
-        "inbox",
-        "journal",
         "moved",
-        "namespace",
         "over",
         "recovered",
         "resumes",
         "rooms",
-        "session",
         "settings",
     )
 

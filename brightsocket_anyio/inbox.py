@@ -108,19 +108,38 @@ class Receiver(Buffer, ABC):
 class Lane(Buffer):
     """What has arrived for one action and waits, and the action's receivers.
 
+    :ivar sole: the only one of the receivers, if there is just one.
     :ivar busy: whether filters are at work on one of its items.
     """
 
-    __slots__ = ("action", "busy", "receivers")
+    __slots__ = ("action", "busy", "receivers", "sole")
 
     def __init__(self, action: str, max_items: int, max_size: int) -> None:
         Buffer.__init__(self, max_items, max_size)
         self.action: str = action
         self.receivers: tuple[Receiver, ...] = ()
+        self.sole: Receiver | None = None
         self.busy: bool = False
 
+    def have(self, receivers: tuple[Receiver, ...]) -> None:
+        """Have other receivers from now on."""
+        self.receivers = receivers
+        self.sole = receivers[0] if len(receivers) == 1 else None
 
-class Inbox:
+
+class _InboxFields:
+    """What each message looks at: see ``_SessionFields``."""
+
+    __slots__ = (
+        "_latest",
+        "_order",
+        "filtering",
+        "full",
+        "open",
+    )
+
+
+class Inbox(_InboxFields):
     """The lanes of one connection.
 
     :param filter: asked to filter a lane's next item; ``None`` while there are no filters.
@@ -140,12 +159,8 @@ class Inbox:
         "_lanes",
         "_max_items",
         "_max_size",
-        "_order",
         "_unclaimed",
         "_unclaimed_size",
-        "filtering",
-        "full",
-        "open",
         "watched",
     )
 
@@ -166,6 +181,8 @@ class Inbox:
         self._dropped = dropped
         self._changed = changed
         self._lanes: dict[str, Lane] = {}
+        #: the lane of the latest action, mostly that of the next one, too
+        self._latest: Lane | None = None
         self._unclaimed = 0
         self._unclaimed_size = 0
         self._full: dict[str, None] = {}
@@ -177,27 +194,29 @@ class Inbox:
 
     def add(self, action: str, args: tuple[Any, ...], question: Any, size: int) -> bool:
         """Take what has arrived; returns False, and takes nothing, when even the overflow is full."""
-        lane = self._lanes.get(action)
-        if lane is None:
-            lane = self._lanes[action] = self._new_lane(action)
+        lane = self._latest
+        if lane is None or lane.action != action:
+            lane = self._lanes.get(action)
+            if lane is None:
+                lane = self._lanes[action] = self._new_lane(action)
+            self._latest = lane
         if self.full and action in self._full and not lane.has_room(size, 2):
             return False
         self._order += 1
         item = Item(args, question, size, self._order)
-        receivers = lane.receivers
         if (
-            len(receivers) == 1
+            (receiver := lane.sole) is not None
             and question is None
             and self.open
             and not (lane.items or lane.busy or self.filtering)
-            and (not (receiver := receivers[0]).items or receiver.has_room(size))
+            and (not receiver.items or receiver.has_room(size))
         ):
             # the usual case: nothing waits, and nothing has to
             item.filtered = True
             receiver.put(item)
             return True
         lane.push(item)
-        if receivers:
+        if lane.receivers:
             self._pump(lane)
         else:
             self._count(1, size)
@@ -212,7 +231,7 @@ class Inbox:
             lane = self._lanes[action] = self._new_lane(action)
         if lane.items and not lane.receivers:
             self._count(-len(lane.items), -lane.size)
-        lane.receivers += (receiver,)
+        lane.have((*lane.receivers, receiver))
         if lane.items:
             self._pump(lane)
 
@@ -222,7 +241,7 @@ class Inbox:
             return
         receiver.inbox = None
         lane = self._lanes[receiver.action]
-        lane.receivers = tuple(each for each in lane.receivers if each is not receiver)
+        lane.have(tuple(each for each in lane.receivers if each is not receiver))
         if lane.receivers:
             self._pump(lane)
             return
@@ -261,6 +280,7 @@ class Inbox:
             for receiver in lane.receivers:
                 receiver.inbox = None
         self._lanes = rest
+        self._latest = None
         self._full.clear()
         self.full = False
 
@@ -365,6 +385,7 @@ class Inbox:
     def _tidy(self, lane: Lane) -> None:
         if not lane.receivers and not lane.items and not lane.busy:
             self._lanes.pop(lane.action, None)
+            self._latest = None
 
 
 def _ignore(_: object = None) -> None:

@@ -320,7 +320,13 @@ class _Visit:
         return End("failed", "internal error")
 
 
-class _Peer:
+class _PeerFields:
+    """What each message looks at: see ``_SessionFields``."""
+
+    __slots__ = ("_sole", "_switching")
+
+
+class _Peer(_PeerFields):
     """The server's end of one session: its namespaces, and a visit on each."""
 
     __slots__ = (
@@ -329,8 +335,6 @@ class _Peer:
         "_claims",
         "_ids",
         "_pids",
-        "_sole",
-        "_switching",
         "_visits",
         "ids",
         "request",
@@ -348,8 +352,8 @@ class _Peer:
         #: ack ids: none is used twice on the session, whoever is on it
         self.ids: Iterator[int] = itertools.count()
         self._visits: dict[str, _Visit] = {}
-        #: the only one of them, if there is just one: each packet that comes asks for it
-        self._sole: _Visit | None = None
+        #: the connection of the only one of them, if there is just one: each packet that comes asks for it
+        self._sole: ConnectionCore | None = None
         self._ids: dict[str, str] = {}
         #: what a client has to know to recover its connection to a namespace
         self._pids: dict[str, str] = {}
@@ -365,12 +369,12 @@ class _Peer:
     @property
     def full(self) -> bool:
         if self._sole is not None:
-            return self._switching or self._sole.core.inbox.full
+            return self._switching or self._sole.inbox.full
         return self._switching or any(visit.core.inbox.full for visit in self._visits.values())
 
     @property
     def workers(self) -> Workers | None:
-        return None if self._sole is None else self._sole.core.workers
+        return None if self._sole is None else self._sole.workers
 
     @property
     def calling(self) -> bool:
@@ -384,10 +388,10 @@ class _Peer:
 
     def handle(self, event: Event) -> None:
         if type(event) is Action:
-            visit = self._sole
-            if visit is None or visit.core.namespace != event.namespace:
-                visit = self._visits.get(event.namespace)
-            if visit is not None and not visit.core.deliver(event):
+            core = self._sole
+            if core is None or core.namespace != event.namespace:
+                core = None if (visit := self._visits.get(event.namespace)) is None else visit.core
+            if core is not None and not core.deliver(event):
                 reason = "too much arrived for full receivers while a call awaited its answer"
                 self.session.end("overflow", reason, flush=False)
             return
@@ -536,7 +540,7 @@ class _Peer:
         self.session.task_group.start_soon(visit.core.run, visit, name=f"connection on {plan.channel}")
 
     def _note_sole(self) -> None:
-        self._sole = next(iter(self._visits.values())) if len(self._visits) == 1 else None
+        self._sole = next(iter(self._visits.values())).core if len(self._visits) == 1 else None
 
     def _refuse(self, namespace: str, refusal: Refused) -> None:
         automaton = self.session.automaton

@@ -290,7 +290,30 @@ def _size(unit: Unit) -> int:
     return unit[0].size if len(unit) == 1 else sum(packet.size for packet in unit)
 
 
-class Session:
+class _SessionFields:
+    """What each message looks at, apart from the rest: CPython lays out fields class by class, and by name in each.
+
+    Among a thousand connections the objects that a message comes through are out of the processor's caches, and are
+    fetched by lines of 64 bytes. By this it is two of them and not four, here; and in all classes that have such a base
+    a tenth of those of a message. ``docs/performance.md`` says what a line costs.
+    """
+
+    __slots__ = (
+        "_cause",
+        "_direct",
+        "_prompt",
+        "_run",
+        "_sink",
+        "_unhandled",
+        "_waiting",
+        "_writing",
+        "automaton",
+        "now",
+        "statistics",
+    )
+
+
+class Session(_SessionFields):
     """One Engine.IO session. :meth:`run` owns its transport and its tasks.
 
     :param timer: runs, for as long as the session does.
@@ -304,7 +327,6 @@ class Session:
     __slots__ = (
         "__weakref__",
         "_alarm",
-        "_cause",
         "_changing",
         "_cut",
         "_filled",
@@ -314,23 +336,14 @@ class Session:
         "_offer",
         "_outbox",
         "_over",
-        "_prompt",
         "_pushed_back",
         "_reading",
         "_receiving",
         "_resumed",
         "_returned",
-        "_run",
         "_sending",
-        "_sink",
-        "_unhandled",
-        "_waiting",
-        "_writing",
-        "automaton",
         "closed",
-        "now",
         "settings",
-        "statistics",
         "task_group",
         "transport",
     )
@@ -350,6 +363,8 @@ class Session:
         self.automaton: Automaton = automaton
         self.transport: Transport = transport
         self._prompt = _prompt(transport)
+        #: the same, as long as anything is sent
+        self._direct = self._prompt
         #: whether the session may leave its transport for another
         self._may_change = transport.name == "polling"
         #: whether somebody sends what is in the outgoing buffer: its task, or :meth:`run`, which has not begun
@@ -443,7 +458,7 @@ class Session:
                 finally:
                     sink.expose()
                     # here, since no writer can be started once the task group waits for its last tasks
-                    self._outbox.close()
+                    self._close_outbox()
                     if self._filled is not None:
                         # whoever waits there ends by itself: to cancel it would take longer, and leave garbage
                         self._filled.wake()
@@ -492,7 +507,7 @@ class Session:
             self._post()
         elif self._cause is not None:
             # it is about to end: there may be room again before that, but what comes then would follow a gap
-            self._outbox.shut()
+            self._shut_outbox()
         return taken
 
     def make_room(self, unit: Unit, may_go: Callable[[object], bool]) -> int:
@@ -515,14 +530,24 @@ class Session:
     def send_at_once(self, unit: Unit) -> bool:
         """Send a unit past the outgoing buffer, if nothing is in that, and nothing has to be waited for; returns
         whether it was sent."""
-        prompt = self._prompt
-        if prompt is None or self._writing or self._run >= RUN or self._outbox.closed or not prompt.send_nowait(unit):
+        direct = self._direct
+        if direct is None or self._writing or self._run >= RUN or not direct.send_nowait(unit):
             return False
         self._run += 1
         self.statistics.packets_sent += len(unit)
-        if not prompt.flushed:
+        if not direct.flushed:
             self._post()
         return True
+
+    def _shut_outbox(self) -> None:
+        """Take nothing more to send; what is in the buffer may still be sent."""
+        self._direct = None
+        self._outbox.shut()
+
+    def _close_outbox(self) -> None:
+        """Send nothing more."""
+        self._direct = None
+        self._outbox.close()
 
     def _post(self) -> None:
         """There is something to be sent: have it sent."""
@@ -566,7 +591,7 @@ class Session:
             self._flush = flush
             if not flush:
                 # something was not taken, or is lost: what is sent after that must not arrive
-                self._outbox.shut()
+                self._shut_outbox()
             if self._waiting and (self._returned is None or not self._returned.wake()):
                 self._reading.cancel()
             if self._offer is not None and not (flush and self._changing is not None):
@@ -797,7 +822,7 @@ class Session:
             self._cut = self._cause is None
             self._end_by(exc)
         finally:
-            self._outbox.close()
+            self._close_outbox()
             self._writing = False
 
     async def _send(self, packets: list[Packet]) -> bool:
@@ -931,6 +956,8 @@ class Session:
     def _change_road(self, road: Transport, rest: list[Packet]) -> None:
         self.transport = road
         self._prompt = _prompt(road)
+        if not self._outbox.closed:
+            self._direct = self._prompt
         self._may_change = False
         self.statistics.upgrades += 1
         # behind what came by the road before, and could not be taken yet

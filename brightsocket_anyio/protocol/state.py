@@ -397,7 +397,23 @@ Event = (
 )
 
 
-class Automaton:
+class _AutomatonFields:
+    """What each message looks at: see ``_SessionFields``."""
+
+    __slots__ = (
+        "_active",
+        "_decoding_size",
+        "_offsets",
+        "_pings",
+        "_settings",
+        "_silence",
+        "protocol",
+        "replies",
+        "road",
+    )
+
+
+class Automaton(_AutomatonFields):
     """One session's state.
 
     :param side: which side this is.
@@ -412,24 +428,16 @@ class Automaton:
         "_allowance",
         "_allowed_at",
         "_decoder",
-        "_decoding_size",
         "_interval",
         "_max_payload",
-        "_offsets",
         "_opening",
         "_patience",
-        "_pings",
         "_pong_sent",
-        "_settings",
-        "_silence",
         "_stays",
         "_table",
         "_timers",
         "eio",
         "held",
-        "protocol",
-        "replies",
-        "road",
         "sid",
         "side",
     )
@@ -459,6 +467,8 @@ class Automaton:
         self._patience: float = settings.ping_timeout
         self._table = STAYS[side]
         self._stays: dict[str, Stay] = {}
+        #: the namespace that has become active last, if it still is: mostly the only one, and what packets are for
+        self._active: str | None = None
         #: a client's namespaces whose server can send again what was missed; whether it is one that says which of an
         #: event's values is the offset: the last one of each. Of others' it is one if it is a text, and stays a value.
         self._offsets: Mapping[str, bool] = _NO_OFFSETS
@@ -795,6 +805,10 @@ class Automaton:
         if before is _ABSENT and len(stays) >= self._settings.max_namespaces:
             raise ProtocolError("too many namespaces")
         stays[namespace] = after
+        if after is _ACTIVE:
+            self._active = namespace
+        elif self._active == namespace:
+            self._active = None
         if self.side is _SERVER:
             if after is _ACTIVE or after is _ENDED_STAY:
                 timers.pop(namespace, None)
@@ -865,7 +879,7 @@ class Automaton:
             size, self._decoding_size = self._decoding_size, 0
         if (
             kind is _EVENT
-            and self._stays.get(namespace) is _ACTIVE
+            and (namespace == self._active or self._stays.get(namespace) is _ACTIVE)
             and not data[0].startswith(PREFIX)
             and self._settings.action_rate is None
         ):

@@ -31,7 +31,13 @@ _NOTHING: Final[list[bytes]] = []
 _CLOSE = 0x88  # FIN, no extension's bits, opcode 8 (RFC 6455, section 5.2)
 
 
-class Core:
+class _CoreFields:
+    """What each message looks at: see ``_SessionFields``."""
+
+    __slots__ = ("open", "writes")
+
+
+class Core(_CoreFields):
     """What one side of a WebSocket may send and has been sent, frame by frame.
 
     :param extensions: that the handshake has agreed on.
@@ -49,9 +55,7 @@ class Core:
         "close_sent",
         "extensions",
         "failure",
-        "open",
         "side",
-        "writes",
     )
 
     def __init__(self, side: Side, extensions: Sequence[Extension], settings: Settings) -> None:

@@ -21,7 +21,13 @@ LONGEST = 1024
 _TEXT = 0x81  # FIN, no extension's bits, opcode 1 (RFC 6455, section 5.2)
 
 
-class Sieve:
+class _SieveFields:
+    """What each message looks at: see ``_SessionFields``."""
+
+    __slots__ = ("_mask", "_overhead", "_takes")
+
+
+class Sieve(_SieveFields):
     """Splits what a WebSocket brings into short texts and the rest.
 
     :param masked: whether the peer has to mask its frames, as clients have to.
@@ -29,13 +35,14 @@ class Sieve:
     :ivar closed: everything is the core's: the message that it is at has more fragments to come.
     """
 
-    __slots__ = ("_head", "_longest", "_mask", "_overhead", "_owed", "_rest", "_shortest", "closed")
+    __slots__ = ("_head", "_longest", "_owed", "_rest", "closed")
 
     def __init__(self, *, masked: bool, max_size: int) -> None:
         self._mask = 0x80 if masked else 0
         self._longest = min(LONGEST, max_size)
-        #: bytes of a text whose length stands in the second byte, and of what is before it
-        self._shortest = min(125, self._longest)
+        #: bytes of the longest text that :meth:`take` takes, and of what is before it: -1 while something else has come
+        #: of which there is more to come
+        self._takes = min(125, self._longest)
         self._overhead = 6 if masked else 2
         #: the beginning of a frame that is not all there
         self._rest = b""
@@ -49,15 +56,7 @@ class Sieve:
         """What was read as one text, if it is just that, and nothing was before it that it belongs to; else it is for
         :meth:`split`. The usual case, at a third of the time."""
         size = len(data) - self._overhead
-        if (
-            not 0 <= size <= self._shortest
-            or data[0] != _TEXT
-            or data[1] != self._mask | size
-            or self._rest
-            or self._head
-            or self._owed
-            or self.closed
-        ):
+        if not 0 <= size <= self._takes or data[0] != _TEXT or data[1] != self._mask | size:
             return None
         payload = apply_mask(data[6:], data[2:6]) if self._mask else data[2:]
         try:
@@ -68,8 +67,9 @@ class Sieve:
     def split(self, data: bytes) -> Iterator[str | bytes]:
         """Take what was read: a text is a whole message, bytes are whole frames, or parts of one, for the core.
 
-        The beginning of a frame may be kept until more of it comes.
+        The beginning of a frame may be kept until more of it comes. All of the parts are to be taken before more is.
         """
+        self._takes = -1
         if self._rest:
             data, self._rest = self._rest + data, b""
         position, end = 0, len(data)
@@ -119,6 +119,8 @@ class Sieve:
                     continue
             self._owed = size + total
         self._rest = data[position:]
+        if not (self._rest or self._head or self._owed or self.closed):
+            self._takes = min(125, self._longest)
 
 
 def _head_size(head: bytes) -> int:
