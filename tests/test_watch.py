@@ -6,16 +6,17 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
+from brightsocket_anyio import Brightsocket, Connection, open_client
 from brightsocket_anyio.transports.sockets import SocketStream
 from brightsocket_anyio.transports.watch import _BATCH, Readable, Watch, open_watch
 
-from .support import until
+from .support import serving, until
 
 
 @asynccontextmanager
@@ -164,3 +165,30 @@ async def test_systems_without_it_have_the_loop_watch(monkeypatch: pytest.Monkey
     monkeypatch.setattr("sys.platform", "darwin")
     async with open_watch() as watch:
         assert watch is None
+
+
+async def test_a_server_without_it_serves_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By AnyIO's own streams, as on other systems."""
+
+    @asynccontextmanager
+    async def open_none() -> AsyncIterator[None]:
+        yield None
+
+    monkeypatch.setattr("brightsocket_anyio.listener.open_watch", open_none)
+    api = Brightsocket()
+
+    @api.connect("WORK")
+    def work(connection: Connection) -> None:
+        @connection.on("ECHO")
+        async def echo(text: str) -> None:
+            await connection.send("ECHO", text)
+
+    roads: list[Literal["websocket", "polling"]] = ["websocket", "polling"]
+    async with serving(api) as bound:
+        for transport in roads:
+            async with open_client(bound.url, transport=transport) as client:
+                connection = await client.connect("WORK")
+                async with connection.receive("ECHO") as echoes:
+                    for size in (1, 100_000):
+                        await connection.send("ECHO", "x" * size)
+                        assert await echoes.receive() == "x" * size

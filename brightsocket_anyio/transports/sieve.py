@@ -35,15 +35,16 @@ class Sieve(_SieveFields):
     :ivar closed: everything is the core's: the message that it is at has more fragments to come.
     """
 
-    __slots__ = ("_head", "_longest", "_owed", "_rest", "closed")
+    __slots__ = ("_head", "_longest", "_owed", "_rest", "_shortest", "closed")
 
     def __init__(self, *, masked: bool, max_size: int) -> None:
         self._mask = 0x80 if masked else 0
         self._longest = min(LONGEST, max_size)
-        #: bytes of the longest text that :meth:`take` takes, and of what is before it: -1 while something else has come
-        #: of which there is more to come
-        self._takes = min(125, self._longest)
+        #: bytes of a text whose length stands in the second byte, and of what is before it
+        self._shortest = min(125, self._longest)
         self._overhead = 6 if masked else 2
+        #: bytes of the longest text that :meth:`take` takes: -1 while there is more to come of something else
+        self._takes = self._shortest
         #: the beginning of a frame that is not all there
         self._rest = b""
         #: what the core has of a frame whose head is not all there
@@ -120,7 +121,7 @@ class Sieve(_SieveFields):
             self._owed = size + total
         self._rest = data[position:]
         if not (self._rest or self._head or self._owed or self.closed):
-            self._takes = min(125, self._longest)
+            self._takes = self._shortest
 
 
 def _head_size(head: bytes) -> int:
