@@ -104,7 +104,7 @@ async def serve_listener(listener: anyio.abc.Listener[Any], door: Door, host: Ho
     """
     service = Service(door, host, settings)
     slots = _Slots(settings)
-    # in this order: AnyIO's checks whether a handler is cancelled look at each scope around it
+    # in this order: AnyIO's checks whether a task is cancelled look at each scope around it
     async with open_watch() as watch, open_tasks() as tasks, anyio.create_task_group() as connections:
         gated = listener
         try:

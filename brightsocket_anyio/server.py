@@ -197,8 +197,8 @@ class _Visit:
 
     def begin(self) -> None:
         """Enter the channel."""
-        # until the session says so: see `expose`
-        self.core.shield(True)
+        if not self._peer.exposed:
+            self.core.shield(True)
         self.proceed(0)
 
     def finish(self) -> None:
@@ -336,6 +336,7 @@ class _Peer(_PeerFields):
         "_ids",
         "_pids",
         "_visits",
+        "exposed",
         "ids",
         "request",
         "server",
@@ -363,6 +364,8 @@ class _Peer(_PeerFields):
         self._absent: dict[str, Absent] = {}
         self._claims: set[anyio.CancelScope] = set()
         self._switching = False
+        #: whether what happens to the session comes through to the connections' scopes
+        self.exposed: bool = False
 
     # -- the session's sink
 
@@ -433,6 +436,7 @@ class _Peer(_PeerFields):
             self.session.push(self.session.automaton.explain(namespace, cause.code, cause.reason))
 
     def expose(self) -> None:
+        self.exposed = True
         for visit in self._visits.values():
             visit.core.shield(False)
 
@@ -656,7 +660,7 @@ class Server(AsyncContextManagerMixin):
             async with anyio.create_task_group() as around:
                 around.start_soon(self._keep_time, name="timer")
                 async with anyio.create_task_group() as self.task_group:
-                    # again: AnyIO's checks whether a handler is cancelled, one for each send, look no further
+                    # again: AnyIO's checks whether a task is cancelled look no further
                     self.task_group.cancel_scope.shield = True
                     task_status.started()
                     await self.stopping.wait()

@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 import anyio
 import pytest
+from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 
 from brightsocket_anyio import Brightsocket, Connection, open_client
 from brightsocket_anyio.transports.sockets import SocketStream
 from brightsocket_anyio.transports.watch import _BATCH, Readable, Watch, open_watch
 
-from .support import serving, until
+from .support import PATIENCE, serving, until
 
 
 @asynccontextmanager
@@ -192,3 +193,49 @@ async def test_a_server_without_it_serves_all_the_same(monkeypatch: pytest.Monke
                     for size in (1, 100_000):
                         await connection.send("ECHO", "x" * size)
                         assert await echoes.receive() == "x" * size
+
+
+async def test_who_is_shielded_goes_on_receiving_when_all_around_is_cancelled() -> None:
+    here, there = socket.socketpair()
+    got: list[bytes] = []
+    with there:
+        with anyio.CancelScope() as around:
+            async with open_watch() as watch:
+                assert watch is not None
+                stream = SocketStream(here, None, watch)
+                try:
+                    around.cancel()
+                    await checkpoint()
+                finally:
+                    with anyio.CancelScope(shield=True), anyio.fail_after(PATIENCE):
+                        async with anyio.create_task_group() as tg:
+
+                            async def receive() -> None:
+                                got.append(await stream.receive())
+
+                            tg.start_soon(receive)
+                            await anyio.wait_all_tasks_blocked()
+                            there.send(b"late")
+        stream.close_nowait()
+    assert around.cancelled_caught
+    assert got == [b"late"]
+
+
+async def test_a_socket_that_somebody_else_has_closed_is_forgotten() -> None:
+    async with pairs(1) as (watch, [(stream, _)]), anyio.create_task_group() as tg:
+        tg.start_soon(stream.receive)
+        await anyio.wait_all_tasks_blocked()
+        # with the same number for the next one
+        stream.extra(SocketAttribute.raw_socket).close()
+        here, other = socket.socketpair()
+        with other:
+            second = SocketStream(here, None, watch)
+            other.send(b"second")
+            assert await second.receive() == b"second"
+            tg.cancel_scope.cancel()
+            stream.close_nowait()
+            other.send(b"again")
+            with anyio.CancelScope(shield=True):
+                assert await second.receive() == b"again"
+            second.close_nowait()
+        assert not watch._readers

@@ -240,8 +240,8 @@ class TrioAcceptor:
 class AsyncioAcceptor(Readable):
     """The :class:`Acceptor` on asyncio.
 
-    The socket is watched all the time: uvloop's ``sock_accept`` has it watched for each connection anew, which is a
-    sixth of the system calls of a client who connects, identifies and leaves.
+    The socket is watched for as long as somebody accepts: uvloop's ``sock_accept`` has it watched for each connection
+    anew, which is a sixth of the system calls of a client who connects, identifies and leaves.
     """
 
     def __init__(self, listener: anyio.abc.SocketListener, watch: Watch) -> None:

@@ -1,4 +1,4 @@
-"""Which sockets can be read: one watch for all connections of a listener, on every event loop the same.
+"""Which sockets can be read: one watch for all connections of a listener, on Linux, the same on every event loop.
 
 A loop that watches them by itself tells of all that can be read, and then has all their tasks run: with a thousand
 connections, what telling has brought into the processor's caches is gone again by the time that the tasks want it. Here
@@ -45,10 +45,13 @@ class Watch:
             raise OSError("nobody watches any more") from exc
         self._readers[fd] = reader
 
-    def remove(self, fd: int) -> None:
+    def remove(self, fd: int, reader: Readable) -> None:
         """Watch a socket no longer; before it is closed."""
-        if self._readers.pop(fd, None) is not None:
-            self._epoll.unregister(fd)
+        if self._readers.get(fd) is reader:
+            del self._readers[fd]
+            # unless somebody else has closed it
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(fd)
 
     def tell(self) -> None:
         """Tell those whose turn it is."""
@@ -56,13 +59,14 @@ class Watch:
         for fd, _ in self._epoll.poll(0, _BATCH):
             readers[fd].note_readable()
 
-    async def tell_for_ever(self) -> None:
-        """On Trio, the task that does it."""
-        while True:
-            await trio.lowlevel.wait_readable(self._epoll)
-            self.tell()
-            # whoever was told has its turn first, and has read what there was
-            await trio.lowlevel.cancel_shielded_checkpoint()
+    async def tell_for_ever(self, scope: trio.CancelScope) -> None:
+        """On Trio, the task that does it, until the scope is cancelled."""
+        with scope:
+            while True:
+                await trio.lowlevel.wait_readable(self._epoll)
+                self.tell()
+                # whoever was told has its turn first, and has read what there was
+                await trio.lowlevel.cancel_shielded_checkpoint()
 
     def fileno(self) -> int:
         """Of what can be read whenever there is somebody to :meth:`tell`."""
@@ -82,10 +86,13 @@ class Readable:
 
     __slots__ = ("_abort", "_loop", "_raw", "_waiter", "_watch", "_watched")
 
+    #: the number of the socket while it is watched, which it may have lost since
+    _watched: int | None
+
     def __init__(self, raw: socket.socket, watch: Watch) -> None:
         self._raw = raw
         self._watch = watch
-        self._watched = False
+        self._watched = None
         #: asyncio's
         self._loop = None if trio.lowlevel.in_trio_task() else asyncio.get_running_loop()
         self._waiter: Any = None
@@ -97,9 +104,10 @@ class Readable:
 
         :raises OSError: as :meth:`Watch.add`.
         """
-        if not self._watched:
-            self._watch.add(self._raw.fileno(), self)
-            self._watched = True
+        if self._watched is None:
+            number = self._raw.fileno()
+            self._watch.add(number, self)
+            self._watched = number
             self._abort = self._forget if self._loop is None else None
         if self._loop is not None:
             future = self._waiter = self._loop.create_future()
@@ -129,10 +137,9 @@ class Readable:
 
     def stop_watching(self) -> None:
         """Have the watch forget it until somebody waits again. Idempotent."""
-        if self._watched:
-            self._watched = False
-            self._abort = None
-            self._watch.remove(self._raw.fileno())
+        if self._watched is not None:
+            self._watch.remove(self._watched, self)
+            self._watched = self._abort = None
 
     def _forget(self, _: object) -> trio.lowlevel.Abort:
         self._waiter = None
@@ -150,9 +157,13 @@ async def open_watch() -> AsyncGenerator[Watch | None]:
     with contextlib.closing(watch):
         if trio.lowlevel.in_trio_task():
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(watch.tell_for_ever, name="watch")
-                yield watch
-                nursery.cancel_scope.cancel()
+                # who is shielded from a cancellation that comes from around this may go on waiting
+                running = trio.CancelScope(shield=True)
+                nursery.start_soon(watch.tell_for_ever, running, name="watch")
+                try:
+                    yield watch
+                finally:
+                    running.cancel()
             return
         loop = asyncio.get_running_loop()
         loop.add_reader(watch.fileno(), watch.tell)

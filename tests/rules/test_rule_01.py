@@ -17,6 +17,7 @@ from anyio.lowlevel import checkpoint
 
 from brightsocket_anyio import Brightsocket, Connection, ConnectionLost, Refused, open_client
 from brightsocket_anyio.protocol.state import Action, Ended, Event
+from brightsocket_anyio.server import _Peer
 from brightsocket_anyio.session import Session
 
 from ..support import (
@@ -598,6 +599,36 @@ async def test_what_runs_in_a_connection_ends_with_its_session(
         # nobody else has noticed
         async with identified(bound, "WORK") as other:
             await other.expect_event("READY")
+
+
+async def test_a_connection_that_begins_as_its_session_is_cancelled_is_cancelled_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    api = Brightsocket()
+    ran: list[str] = []
+
+    @api.connect("/work")
+    async def work(connection: Connection) -> None:
+        ran.append("begun")
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ran.append("over")
+
+    begin = _Peer._begin_visit
+
+    def begin_and_cancel(self: _Peer, *args: Any) -> None:
+        begin(self, *args)
+        self.session.task_group.cancel_scope.cancel()
+
+    monkeypatch.setattr(_Peer, "_begin_visit", begin_and_cancel)
+    with anyio.fail_after(PATIENCE):
+        # on Trio, which of the two tasks is first is chance
+        for _ in range(10):
+            async with serving(api) as bound, raw(bound) as peer:
+                await peer.send("40/work,")
+                await peer.drain()
+    assert ran.count("begun") == ran.count("over")
 
 
 def _switching(key: bytes) -> bytes:
