@@ -222,12 +222,8 @@ class TrioAcceptor:
         try:
             while True:
                 await trio.lowlevel.wait_readable(self._raw)
-                try:
-                    connected, peer = self._raw.accept()
-                except BlockingIOError:
-                    continue
-                _send_without_delay(connected)
-                return SocketStream(connected, peer, self._watch)
+                if (stream := _accept_nowait(self._raw, self._watch)) is not None:
+                    return stream
         except (OSError, ValueError, trio.ClosedResourceError) as exc:
             if self._raw.fileno() < 0:
                 raise anyio.ClosedResourceError from exc
@@ -258,12 +254,8 @@ class AsyncioAcceptor(Readable):
                 if self._closed or self._raw.fileno() < 0:
                     raise anyio.ClosedResourceError
                 await self.readable()
-                try:
-                    connected, peer = self._raw.accept()
-                except BlockingIOError:
-                    continue
-                _send_without_delay(connected)
-                return SocketStream(connected, peer, self._watch)
+                if (stream := _accept_nowait(self._raw, self._watch)) is not None:
+                    return stream
         finally:
             self._accepting = False
 
@@ -279,10 +271,16 @@ def raw_socket_of(listener: anyio.abc.SocketListener) -> socket.socket:
     return listener.extra(SocketAttribute.raw_socket)  # noqa: S610 (it is Django's ``extra`` that this warns of)
 
 
-def _send_without_delay(connected: socket.socket) -> None:
+def _accept_nowait(listening: socket.socket, watch: Watch) -> SocketStream | None:
+    """The next connection, if one has come."""
+    try:
+        connected, peer = listening.accept()
+    except BlockingIOError:
+        return None
     # UNIX sockets have no delay, and who is gone needs no more
     with contextlib.suppress(OSError):
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return SocketStream(connected, peer, watch)
 
 
 def _own_address(connected: socket.socket) -> Any:
