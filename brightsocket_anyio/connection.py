@@ -57,6 +57,9 @@ class Settling(Protocol):
 #: the channel's function that the current task belongs to
 settling: contextvars.ContextVar[Settling | None] = contextvars.ContextVar("settling", default=None)
 
+#: all that run and have not settled, mostly none: then nobody needs to look for the current one, which would take each
+#: message through three more lines of the processor's cache
+unsettled: set[Settling] = set()
 
 def _is_end(exc: BaseException) -> bool:
     if isinstance(exc, BaseExceptionGroup):
@@ -103,7 +106,6 @@ class _ConnectionCoreFields:
 
     __slots__ = (
         "accepted",
-        "deadline",
         "ended",
         "inbox",
         "journal",
@@ -119,7 +121,6 @@ class ConnectionCore(_ConnectionCoreFields):
     :param failed: told of an exception of a handler or filter; returns how the connection ends by it.
     :ivar resumes: whether another session takes the place of one that is lost (:meth:`suspend`, then :meth:`resume`).
     :ivar journal: a server's, of what is sent, if the client may come back for what it has missed.
-    :ivar deadline: tells the current task's effective deadline.
     :ivar recovered: whether this goes on from what was lost, nothing of what the server sent being missed.
     """
 
@@ -202,7 +203,6 @@ class ConnectionCore(_ConnectionCoreFields):
         #: marks the current task as one of the connection's
         self.enter: Callable[[], None] = enclosing(self._mark)
         self._task_group: Tasks | None = None
-        self.deadline: Callable[[], float] = current_deadline()
         self._workers: Workers
         self._room: anyio.Event | None = None
 
@@ -350,9 +350,10 @@ class ConnectionCore(_ConnectionCoreFields):
 
     def settle(self) -> None:
         """The current task waits for the peer or sends to it: its channel's function has settled."""
-        if (function := settling.get()) is not None:
+        if unsettled and (function := settling.get()) is not None:
             settling.set(None)
             function.settle()
+            unsettled.discard(function)
 
     # -- sending
 
@@ -611,7 +612,7 @@ class Connection:
     """
 
     # and a dictionary, for what a channel's function may want to keep here
-    __slots__ = ("__dict__", "__weakref__", "_core", "channel", "identity", "request", "webserver")
+    __slots__ = ("__dict__", "__weakref__", "_core", "_deadline", "channel", "identity", "request", "webserver")
 
     def __init__(
         self,
@@ -623,6 +624,8 @@ class Connection:
     ) -> None:
         self._core = core
         self.channel: str = channel
+        #: tells the current task's effective one
+        self._deadline: Callable[[], float] = current_deadline()
         self.identity: Mapping[str, Any] = identity
         self.webserver: Any = webserver
         self.request: Request | None = request
@@ -679,9 +682,9 @@ class Connection:
             payload = (*payload, offset)
         session = core.session
         unit = session.automaton.encode_action(core.namespace, action, payload)
-        if core.deadline() == -math.inf:
+        if self._deadline() == -math.inf:
             await checkpoint_if_cancelled()
-        if settling.get() is not None:
+        if unsettled:
             core.settle()
         if offset is not None or not core.accepted or session is not core.session or not session.send_at_once(unit):
             await core.send(unit, offset=offset)

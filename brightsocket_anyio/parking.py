@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 import anyio
 import trio
 from anyio.abc import TaskGroup
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import checkpoint, current_token
 
 #: what :func:`open_tasks` opens
 Tasks = TaskGroup | trio.Nursery
@@ -24,10 +24,12 @@ def open_tasks() -> AbstractAsyncContextManager[Tasks]:
 def current_deadline() -> Callable[[], float]:
     """What tells the current task's effective deadline, which is negative infinity when it is cancelled.
 
-    On Trio to ask that, without AnyIO's finding out each time whose loop it is, takes less than half of the time of its
-    ``checkpoint_if_cancelled``; on asyncio as long, without the two coroutines that this makes.
+    AnyIO's own finds out each time whose loop it is, by which it takes twice as long on Trio, and half as long again on
+    asyncio; and so does its ``checkpoint_if_cancelled``.
     """
-    return trio.current_effective_deadline if trio.lowlevel.in_trio_task() else anyio.current_effective_deadline
+    if trio.lowlevel.in_trio_task():
+        return trio.current_effective_deadline
+    return current_token().backend_class.current_effective_deadline
 
 
 class Parking:

@@ -15,7 +15,7 @@ import anyio
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup, TaskStatus
 
-from .connection import Connection, ConnectionCore, settling
+from .connection import Connection, ConnectionCore, settling, unsettled
 from .ends import End
 from .errors import ConfigurationError, ConnectionLost, Refused, sole
 from .pool import Pool
@@ -299,7 +299,9 @@ class _Visit:
 
     async def _run_step(self) -> None:
         number = self._step
-        token = settling.set(_Step(self, number))
+        step = _Step(self, number)
+        token = settling.set(step)
+        unsettled.add(step)
         connection = self.connection
         try:
             await self._plan.steps[number].function(connection, connection.identity, connection.webserver)
@@ -308,6 +310,7 @@ class _Visit:
         finally:
             settling.reset(token)
             self.proceed(number + 1)
+            unsettled.discard(step)
 
     def _failed(self, exc: Exception) -> End:
         cause = sole(exc)

@@ -13,6 +13,7 @@ import anyio.lowlevel
 import pytest
 
 from brightsocket_anyio import Brightsocket, ChannelRefused, Connection, ConnectionLost, Refused, open_client
+from brightsocket_anyio.connection import unsettled
 
 from ..support import PATIENCE, Raw, identified, joined, raw, serving, serving_in_memory, until
 
@@ -130,6 +131,7 @@ async def test_a_function_that_goes_on_has_settled_when_it(how: str) -> None:
         await peer.identify("A")
         await peer.expect(IDENTIFIED)
         assert next_began.is_set()
+        assert not unsettled
 
 
 async def test_a_function_that_merely_waits_has_not_settled() -> None:
@@ -153,9 +155,59 @@ async def test_a_function_that_merely_waits_has_not_settled() -> None:
         await until(lambda: began)
         await anyio.wait_all_tasks_blocked()
         assert began == ["base"]
+        assert len(unsettled) == 1
         go.set()
         await peer.expect(IDENTIFIED)
         assert began == ["base", "channel"]
+        assert not unsettled
+
+
+async def test_a_function_that_is_cancelled_before_it_has_settled_is_forgotten() -> None:
+    api = Brightsocket()
+    began = anyio.Event()
+
+    @api.connect("A")
+    async def channel() -> None:
+        began.set()
+        await anyio.sleep_forever()
+
+    async with serving(api) as bound, joined(bound) as peer:
+        await peer.identify("A")
+        await began.wait()
+        assert len(unsettled) == 1
+        await peer.vanish()
+        await until(lambda: not unsettled)
+
+
+async def test_a_function_settles_by_what_it_sends_on_another_connection() -> None:
+    """Also while others have not."""
+    api = Brightsocket()
+    first: list[Connection] = []
+
+    @api.connect("FIRST")
+    async def keep(connection: Connection) -> None:
+        first.append(connection)
+
+    @api.connect("STUCK")
+    async def stay() -> None:
+        await anyio.sleep_forever()
+
+    @api.connect("A")
+    async def channel() -> None:
+        await first[0].send("HELLO")
+        await anyio.sleep_forever()
+
+    async with (
+        serving(api) as bound,
+        identified(bound, "FIRST") as listener,
+        joined(bound) as stuck,
+        identified(bound, "A"),
+    ):
+        await listener.expect_event("HELLO")
+        await stuck.identify("STUCK")
+        await until(lambda: unsettled)
+        async with identified(bound, "A"):
+            await listener.expect_event("HELLO")
 
 
 async def test_accept_returns_when_the_whole_channel_is_accepted() -> None:
