@@ -18,6 +18,7 @@ from .ends import End
 from .errors import ConnectionLost
 from .inbox import Inbox, Item, Lane
 from .parking import Latch, Tasks, current_deadline, open_tasks
+from .prefetch import Piece
 from .protocol.state import Action, Unit
 from .receivers import Handler, Stream, unpack
 from .recovery import RECOVERABLE, Journal
@@ -56,10 +57,10 @@ class Settling(Protocol):
 
 #: the channel's function that the current task belongs to
 settling: contextvars.ContextVar[Settling | None] = contextvars.ContextVar("settling", default=None)
-
 #: all that run and have not settled, mostly none: then nobody needs to look for the current one, which would take each
 #: message through three more lines of the processor's cache
 unsettled: set[Settling] = set()
+
 
 def _is_end(exc: BaseException) -> bool:
     if isinstance(exc, BaseExceptionGroup):
@@ -101,7 +102,7 @@ class Owner(Protocol):
         ...
 
 
-class _ConnectionCoreFields:
+class _ConnectionCoreFields(Piece):
     """What each message looks at: see ``_SessionFields``."""
 
     __slots__ = (
@@ -352,8 +353,8 @@ class ConnectionCore(_ConnectionCoreFields):
         """The current task waits for the peer or sends to it: its channel's function has settled."""
         if unsettled and (function := settling.get()) is not None:
             settling.set(None)
-            function.settle()
             unsettled.discard(function)
+            function.settle()
 
     # -- sending
 
@@ -596,7 +597,7 @@ class ConnectionCore(_ConnectionCoreFields):
         self.session.wake()
 
 
-class Connection:
+class Connection(Piece):
     """One client on one channel. Both sides have one, and both use it the same way.
 
     It is a scope: its handlers, filters and (on the server) its channel's functions are tasks in it. However it ends,
@@ -623,9 +624,9 @@ class Connection:
         request: Request | None = None,
     ) -> None:
         self._core = core
-        self.channel: str = channel
         #: tells the current task's effective one
         self._deadline: Callable[[], float] = current_deadline()
+        self.channel: str = channel
         self.identity: Mapping[str, Any] = identity
         self.webserver: Any = webserver
         self.request: Request | None = request

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Final
 
+from .prefetch import Piece
+
 
 @dataclass(slots=True, eq=False)
 class Item:
@@ -32,7 +34,7 @@ class Item:
 _NO_ITEMS: Final[deque[Item]] = deque(maxlen=0)
 
 
-class Buffer:
+class Buffer(Piece):
     """A bounded queue of items that counts them and their bytes; one that is larger than the bound goes in alone.
 
     It has no deque of its own before the first item: an idle connection has two buffers for each of its handlers, and
@@ -127,7 +129,7 @@ class Lane(Buffer):
         self.sole = receivers[0] if len(receivers) == 1 else None
 
 
-class _InboxFields:
+class _InboxFields(Piece):
     """What each message looks at: see ``_SessionFields``."""
 
     __slots__ = (

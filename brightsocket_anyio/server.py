@@ -19,6 +19,7 @@ from .connection import Connection, ConnectionCore, settling, unsettled
 from .ends import End
 from .errors import ConfigurationError, ConnectionLost, Refused, sole
 from .pool import Pool
+from .prefetch import Piece
 from .protocol import handshake
 from .protocol.state import (
     Action,
@@ -309,8 +310,8 @@ class _Visit:
             self.core.fail(exc)
         finally:
             settling.reset(token)
-            self.proceed(number + 1)
             unsettled.discard(step)
+            self.proceed(number + 1)
 
     def _failed(self, exc: Exception) -> End:
         cause = sole(exc)
@@ -323,7 +324,7 @@ class _Visit:
         return End("failed", "internal error")
 
 
-class _PeerFields:
+class _PeerFields(Piece):
     """What each message looks at: see ``_SessionFields``."""
 
     __slots__ = ("_sole", "_switching")

@@ -13,6 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from .errors import ConnectionLost, HandshakeError, ProtocolError
 from .parking import Latch, Parking, Tasks, open_tasks
+from .prefetch import Piece
 from .protocol.engineio import Packet, PacketType
 from .protocol.state import PROBE, Action, Answer, Automaton, Ended, Event, OfferExpired, Unit
 from .settings import Settings
@@ -290,7 +291,7 @@ def _size(unit: Unit) -> int:
     return unit[0].size if len(unit) == 1 else sum(packet.size for packet in unit)
 
 
-class _SessionFields:
+class _SessionFields(Piece):
     """What each message looks at, apart from the rest: CPython lays out fields class by class, and by name in each.
 
     Among a thousand connections the objects that a message comes through are out of the processor's caches, and are

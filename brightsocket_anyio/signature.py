@@ -8,11 +8,12 @@ from types import FunctionType
 from typing import Any
 
 from .errors import ConfigurationError
+from .prefetch import Calling
 
 _COROUTINE, _VARARGS = inspect.CO_COROUTINE, inspect.CO_VARARGS
 
 
-class Adapted:
+class Adapted(Calling):
     """A function that any number of positional arguments suits; its signature is read once, now.
 
     Awaiting the call awaits the result of a coroutine function, and passes on that of a plain one.

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Protocol
 
 from .parking import Parking, Tasks
+from .prefetch import Piece
 
 Job = Callable[[], Coroutine[Any, Any, None]]
 
@@ -42,7 +43,7 @@ class Reading(Protocol):
         ...
 
 
-class Workers:
+class Workers(Piece):
     """Runs jobs in the order they come, each at once: as many tasks as jobs block at a time, and one parked between
     them.
 

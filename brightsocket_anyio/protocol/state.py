@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, overload
 
 from ..errors import ProtocolError
+from ..prefetch import Piece
 from ..settings import Settings
 from . import engineio, socketio
 from .engineio import Packet, PacketType
@@ -397,7 +398,7 @@ Event = (
 )
 
 
-class _AutomatonFields:
+class _AutomatonFields(Piece):
     """What each message looks at: see ``_SessionFields``."""
 
     __slots__ = (

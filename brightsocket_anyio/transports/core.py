@@ -18,6 +18,7 @@ from websockets.extensions import Extension
 from websockets.frames import Close, Frame
 from websockets.protocol import Protocol, Side, State
 
+from ..prefetch import Piece
 from ..settings import Settings
 from .frames import COMPRESSED_FROM
 from .sieve import apply_mask
@@ -31,7 +32,7 @@ _NOTHING: Final[list[bytes]] = []
 _CLOSE = 0x88  # FIN, no extension's bits, opcode 8 (RFC 6455, section 5.2)
 
 
-class _CoreFields:
+class _CoreFields(Piece):
     """What each message looks at: see ``_SessionFields``."""
 
     __slots__ = ("open", "writes")

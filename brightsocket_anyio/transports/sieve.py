@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..prefetch import Piece
+
 # by both names, since core.py has it from here
 try:
     from websockets.speedups import apply_mask as apply_mask
@@ -21,7 +23,7 @@ LONGEST = 1024
 _TEXT = 0x81  # FIN, no extension's bits, opcode 1 (RFC 6455, section 5.2)
 
 
-class _SieveFields:
+class _SieveFields(Piece):
     """What each message looks at: see ``_SessionFields``."""
 
     __slots__ = ("_mask", "_overhead", "_takes")

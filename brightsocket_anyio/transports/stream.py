@@ -19,6 +19,7 @@ from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import Side
 
 from ..errors import ConnectionLost, ProtocolError, fresh
+from ..prefetch import Piece
 from ..protocol.engineio import Packet, decode, encode
 from ..settings import Settings
 from .core import Core
@@ -77,7 +78,26 @@ class _Fragments:
     empty: int = 0
 
 
-class WebSocket:
+class _WebSocketFields(Piece):
+    """What each message looks at: see ``_SessionFields``."""
+
+    __slots__ = (
+        "_closed",
+        "_core",
+        "_end",
+        "_head",
+        "_leading",
+        "_lock",
+        "_lost",
+        "_prompt",
+        "_received",
+        "_sieve",
+        "_tail",
+        "prepared",
+    )
+
+
+class WebSocket(_WebSocketFields):
     """A WebSocket after its handshake: whole messages over an AnyIO byte stream, which it owns and closes.
 
     One task may receive while others send; sends are kept apart by a lock.
@@ -93,24 +113,12 @@ class WebSocket:
     """
 
     __slots__ = (
-        "_closed",
-        "_core",
-        "_end",
         "_ended",
         "_eof",
         "_fragments",
-        "_head",
-        "_leading",
-        "_lock",
-        "_lost",
-        "_prompt",
-        "_received",
         "_receiving",
         "_settings",
-        "_sieve",
         "_stream",
-        "_tail",
-        "prepared",
     )
 
     def __init__(
@@ -566,7 +574,7 @@ class WebSocket:
             await anyio.aclose_forcefully(self._stream)
 
 
-class StreamTransport:
+class StreamTransport(Piece):
     """The :class:`~brightsocket_anyio.transport.Transport` over a :class:`WebSocket`, which it owns and closes."""
 
     __slots__ = (
