@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import anyio
 import trio
@@ -50,27 +51,25 @@ class Parking:
     @property
     def taken(self) -> bool:
         """Whether a task waits that has not been woken."""
-        return self._task is not None or self._future is not None
+        # a future that is done is one whose task was cancelled
+        return self._task is not None or (self._future is not None and not self._future.done())
 
-    async def wait(self) -> None:
-        """Wait for :meth:`wake`. Safe to cancel.
+    def wait(self) -> Awaitable[Any]:
+        """What to await, once and at once, for :meth:`wake`. Safe to cancel.
+
+        No coroutine of its own, through which each message would have to come.
 
         :raises anyio.BusyResourceError: another task waits.
         """
-        if self._task is not None or self._future is not None:
+        if self.taken:
             raise anyio.BusyResourceError("waiting at")
         if self._loop is None:
             if trio.lowlevel.in_trio_task():
                 self._task = trio.lowlevel.current_task()
-                await trio.lowlevel.wait_task_rescheduled(self._abort)
-                return
+                return trio.lowlevel.wait_task_rescheduled(self._abort)  # noqa: ASYNC105, the caller awaits it
             self._loop = asyncio.get_running_loop()
         future = self._future = self._loop.create_future()
-        try:
-            await future
-        finally:
-            if self._future is future:
-                self._future = None
+        return future
 
     def wake(self) -> bool:
         """Wake the task that waits, if one does; returns whether one did."""

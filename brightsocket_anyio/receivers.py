@@ -68,11 +68,11 @@ class Stream(Receiver, ObjectReceiveStream[Any]):
 
     def put(self, item: Item) -> None:
         self.push(item)
-        self._wake()
+        self._arrived.wake()
 
     def end(self, end: End) -> None:
         self._end = end
-        self._wake()
+        self._arrived.wake()
 
     async def receive(self) -> Any:
         """Wait for the action's next payload. Safe to cancel.
@@ -116,10 +116,7 @@ class Stream(Receiver, ObjectReceiveStream[Any]):
         if not self._closed:
             self._closed = True
             self._owner.forget(self)
-            self._wake()
-
-    def _wake(self) -> None:
-        self._arrived.wake()
+            self._arrived.wake()
 
 
 class Handler(Receiver):

@@ -82,7 +82,7 @@ async def cost_of_an_echo(channel: str, behind: Any = serving) -> Calls:
     return calls
 
 
-@pytest.mark.parametrize(("channel", "bound"), [("BY HANDLER", 52), ("BY STREAM", 77)])
+@pytest.mark.parametrize(("channel", "bound"), [("BY HANDLER", 52), ("BY STREAM", 75)])
 async def test_an_echo(channel: str, bound: float) -> None:
     calls = await cost_of_an_echo(channel)
     assert calls.count / MESSAGES <= bound, calls.by_function.most_common(60)

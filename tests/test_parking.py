@@ -13,6 +13,10 @@ from brightsocket_anyio.parking import Latch, Parking, current_deadline
 from .support import until
 
 
+async def wait_at(parking: Parking) -> None:
+    await parking.wait()
+
+
 async def test_whoever_waits_is_woken_each_time() -> None:
     parking = Parking()
     woken = 0
@@ -48,13 +52,13 @@ async def test_a_call_before_anybody_waits_is_forgotten() -> None:
 async def test_whoever_is_cancelled_leaves_the_place() -> None:
     parking = Parking()
     async with anyio.create_task_group() as tg:
-        tg.start_soon(parking.wait)
+        tg.start_soon(wait_at, parking)
         await until(lambda: parking.taken)
         tg.cancel_scope.cancel()
     assert not parking.taken
     parking.wake()
     async with anyio.create_task_group() as tg:
-        tg.start_soon(parking.wait)
+        tg.start_soon(wait_at, parking)
         await until(lambda: parking.taken)
         parking.wake()
 
@@ -62,7 +66,7 @@ async def test_whoever_is_cancelled_leaves_the_place() -> None:
 async def test_there_is_room_for_one() -> None:
     parking = Parking()
     async with anyio.create_task_group() as tg:
-        tg.start_soon(parking.wait)
+        tg.start_soon(wait_at, parking)
         await until(lambda: parking.taken)
         with pytest.raises(anyio.BusyResourceError):
             await parking.wait()
@@ -72,7 +76,7 @@ async def test_there_is_room_for_one() -> None:
 async def test_a_task_that_is_cancelled_as_it_is_woken_does_not_keep_the_place() -> None:
     parking = Parking()
     async with anyio.create_task_group() as tg:
-        tg.start_soon(parking.wait)
+        tg.start_soon(wait_at, parking)
         await until(lambda: parking.taken)
         parking.wake()
         tg.cancel_scope.cancel()
