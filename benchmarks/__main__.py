@@ -169,11 +169,12 @@ WORKS = [
 ]
 
 
-def run(work: Work, peer: Server, seconds: float, quick: bool) -> dict[str, float]:
+def run(work: Work, peer: Server, seconds: float, *, quick: bool, awake: bool) -> dict[str, float]:
     """One measurement of one server, in a process made for it."""
     with server(peer.command) as (pid, port):
         load = {**work.load, **(work.quick if quick else {})}
-        return generate(port=port, pid=pid, dialect=peer.dialect, identify=peer.identify, seconds=seconds, **load)
+        load |= {"dialect": peer.dialect, "identify": peer.identify, "seconds": seconds, "awake": awake}
+        return generate(port=port, pid=pid, **load)
 
 
 def imports(runs: int) -> dict[str, Any]:
@@ -235,6 +236,7 @@ def main() -> None:
     parser.add_argument("--servers", metavar="NAME", nargs="+", help="only those whose names have one of these in them")
     parser.add_argument("--runs", type=int, help="how often each is measured")
     parser.add_argument("--seconds", type=float, help="how long each measurement lasts")
+    parser.add_argument("--awake", action="store_true", help="do not count what it takes servers to wake the generator")
     parser.add_argument("--output", type=Path, help="the folder for the table, the JSON and the plot")
     options = parser.parse_args()
     runs = options.runs or (1 if options.quick else 5)
@@ -243,7 +245,7 @@ def main() -> None:
     print(f"servers on core {SERVER_CORE}, the generator on core {LOAD_CORE}", flush=True)
     if SERVER_CORE == LOAD_CORE:
         print("there is one core only: times are still the server's own, throughput is not", flush=True)
-    outcome: dict[str, Any] = {"runs": runs, "seconds": seconds, "works": {}}
+    outcome: dict[str, Any] = {"runs": runs, "seconds": seconds, "awake": options.awake, "works": {}}
     began = time.monotonic()
     for work in WORKS:
         if keys is not None and work.key not in keys:
@@ -254,7 +256,7 @@ def main() -> None:
         measured: dict[str, list[dict[str, float]]] = {each.name: [] for each in servers}
         for _ in range(runs):
             for each in servers:
-                measured[each.name].append(run(work, each, seconds, options.quick))
+                measured[each.name].append(run(work, each, seconds, quick=options.quick, awake=options.awake))
         outcome["works"][work.key] = {
             "title": work.title,
             "unit": work.unit,

@@ -68,8 +68,11 @@ def table(work: dict[str, Any]) -> str:
 def write(outcome: dict[str, Any], folder: Path) -> None:
     """Write ``benchmark.md``, ``benchmark.json`` and ``benchmark.png``."""
     machine = ", ".join(f"{name} {value}" for name, value in outcome["machine"].items())
+    taken = f"{outcome['runs']} runs of {outcome['seconds']:g} seconds, taken in turn"
+    generator = "stays awake" if outcome["awake"] else "sleeps until something comes"
     lines = [
-        f"Each figure: {outcome['runs']} runs of {outcome['seconds']:g} seconds, taken in turn. {machine}.",
+        f"Each figure: {taken}. The generator {generator}.",
+        f"{machine[:1].upper()}{machine[1:]}.",
         "",
         *(table(work) for work in outcome["works"].values()),
     ]

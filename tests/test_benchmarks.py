@@ -19,6 +19,10 @@ def test_each_work_can_be_done(work: str) -> None:
     measure(work, "ours, Trio")
 
 
+def test_the_generator_can_stay_awake() -> None:
+    measure("echo", "ours, Trio", "--awake")
+
+
 @pytest.mark.parametrize(
     ("work", "server"),
     [
@@ -32,9 +36,9 @@ def test_the_floors_of_a_server_can_be_measured(work: str, server: str) -> None:
     measure(work, server)
 
 
-def measure(work: str, server: str) -> None:
+def measure(work: str, server: str, *further: str) -> None:
     """Measure a server for a moment."""
-    options = ["--quick", "--only", work, "--servers", server, "--seconds", "0.1"]
+    options = ["--quick", "--only", work, "--servers", server, "--seconds", "0.1", *further]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", *options], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
     )
