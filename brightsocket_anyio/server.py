@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from inspect import isawaitable
 from typing import Any, Literal, Self
 
 import anyio
@@ -55,7 +54,7 @@ class Channel:
 
     name: str
     extends: tuple[str, ...]
-    function: Adapted
+    function: Callable[..., Awaitable[Any]]
     label: str
     settings: Mapping[str, Any]
 
@@ -306,11 +305,7 @@ class _Visit:
         unsettled.add(step)
         connection = self.connection
         try:
-            # not by calling it, which would be one more coroutine that each message to a stream comes through
-            function = self._plan.steps[number].function
-            result = function.begin((connection, connection.identity, connection.webserver))
-            if function.waits or isawaitable(result):
-                await result
+            await self._plan.steps[number].function(connection, connection.identity, connection.webserver)
         except Exception as exc:
             self.core.fail(exc)
         finally:

@@ -8,9 +8,12 @@ import math
 import os
 import socket
 import ssl
+import sys
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import Any, Self
 
 import anyio
@@ -24,17 +27,50 @@ from websockets.extensions import ClientExtensionFactory
 from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
 
+import brightsocket_anyio
 from brightsocket_anyio import Bound, Brightsocket, Connection
 from brightsocket_anyio.connection import ConnectionCore
 from brightsocket_anyio.server import Server
 from brightsocket_anyio.session import Session
 from brightsocket_anyio.transports.httpx_polling import HttpxPollingTransport
+from brightsocket_anyio.transports.sockets import SocketStream
 from brightsocket_anyio.transports.stream import StreamTransport
+from brightsocket_anyio.transports.watch import Watch, open_watch
 
 from .streams import MemoryStream
 
 #: seconds after which a test that waits for something has failed
 PATIENCE = 60
+#: where the package's own code lies
+PACKAGE = str(Path(brightsocket_anyio.__file__).parent)
+
+
+def echoing() -> Brightsocket:
+    """An API whose one channel, ``WORK``, sends back what it hears by ``ECHO``."""
+    api = Brightsocket()
+
+    @api.connect("WORK")
+    def work(connection: Connection) -> None:
+        @connection.on("ECHO")
+        async def echo(text: str) -> None:
+            await connection.send("ECHO", text)
+
+    return api
+
+
+@contextmanager
+def each_call(note: Callable[[FrameType], None]) -> Generator[None]:
+    """Has ``note`` told of each call of one of the package's functions; of a coroutine, each time that it goes on."""
+
+    def look(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
+            note(frame)
+
+    sys.setprofile(look)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
 
 
 @asynccontextmanager
@@ -65,6 +101,23 @@ async def behind_uvicorn(api: Brightsocket) -> AsyncGenerator[Bound]:
                 yield Bound((("127.0.0.1", port),), f"http://127.0.0.1:{port}")
             finally:
                 server.should_exit = True
+
+
+@asynccontextmanager
+async def pairs(count: int) -> AsyncIterator[tuple[Watch, list[tuple[SocketStream, socket.socket]]]]:
+    """A watch, and streams in its care with their other ends."""
+    async with open_watch() as watch:
+        assert watch is not None
+        both: list[tuple[SocketStream, socket.socket]] = []
+        try:
+            for _ in range(count):
+                here, there = socket.socketpair()
+                both.append((SocketStream(here, None, watch), there))
+            yield watch, both
+        finally:
+            for stream, there in both:
+                stream.close_nowait()
+                there.close()
 
 
 class MemoryListener(Listener[ByteStream]):

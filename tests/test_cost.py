@@ -7,45 +7,33 @@ raise one says in the commit what it is good for. Times, and how they compare wi
 from __future__ import annotations
 
 import gc
-import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
 from types import CodeType, CoroutineType, FrameType
-from typing import Any, Self
+from typing import Any
 
 import anyio
 import pytest
 from sniffio import current_async_library_cvar
 
-import brightsocket_anyio
 from brightsocket_anyio import Bound, Brightsocket, Connection
 
-from .support import Raw, behind_uvicorn, identified, serving, until
+from .support import PACKAGE, Raw, behind_uvicorn, each_call, identified, serving, until
 
-PACKAGE = str(Path(brightsocket_anyio.__file__).parent)
 MESSAGES = 200
 
 
 class Calls:
-    """Counts the calls of the package's functions in a ``with`` block; a coroutine counts each time that it goes on."""
+    """The calls of the package's functions."""
 
     def __init__(self) -> None:
         self.count = 0
         self.by_function: Counter[str] = Counter()
 
-    def __enter__(self) -> Self:
-        sys.setprofile(self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.setprofile(None)
-
-    def _note(self, frame: FrameType, event: str, _: Any) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
-            self.count += 1
-            self.by_function[f"{frame.f_code.co_filename[len(PACKAGE) :]} {frame.f_code.co_qualname}"] += 1
+    def note(self, frame: FrameType) -> None:
+        self.count += 1
+        self.by_function[f"{frame.f_code.co_filename[len(PACKAGE) :]} {frame.f_code.co_qualname}"] += 1
 
 
 def api() -> Brightsocket:
@@ -77,7 +65,8 @@ async def cost_of_an_echo(channel: str, behind: Any = serving) -> Calls:
                 assert await peer.receive() == '42["ECHO","hello"]'
 
         await echo(10)
-        with Calls() as calls:
+        calls = Calls()
+        with each_call(calls.note):
             await echo(MESSAGES)
     return calls
 
@@ -207,7 +196,8 @@ async def test_connecting() -> None:
                     await leave(peer)
 
         await come_and_go(2)
-        with Calls() as calls:
+        calls = Calls()
+        with each_call(calls.note):
             await come_and_go(20)
     assert calls.count / 20 <= 510, calls.by_function.most_common(80)
 
@@ -297,7 +287,8 @@ async def test_a_broadcast() -> None:
             for _ in range(size):
                 await tg.start(listen)
             await server.pool.emit("NEWS", "hello")
-            with Calls() as calls:
+            calls = Calls()
+            with each_call(calls.note):
                 for _ in range(10):
                     await server.pool.emit("NEWS", "hello")
             counts.append(calls.count / 10)

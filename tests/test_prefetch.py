@@ -3,47 +3,22 @@
 from __future__ import annotations
 
 import os
-import sys
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from pathlib import Path
 from types import FrameType
-from typing import Any, Self
 
 import anyio
 import pytest
 from anyio.abc import SocketAttribute
 
-import brightsocket_anyio
-from brightsocket_anyio import Brightsocket, Connection
+from brightsocket_anyio import Connection
 from brightsocket_anyio.prefetch import Piece, pieces_of
 from brightsocket_anyio.transports.sockets import SocketStream
 from brightsocket_anyio.transports.watch import _BATCH, Watch, open_watch
 
-from .support import Raw, identified, serving, until
-from .test_watch import pairs
-
-PACKAGE = str(Path(brightsocket_anyio.__file__).parent)
-
-
-class Looks:
-    """Notes whose methods run in a ``with`` block."""
-
-    def __init__(self) -> None:
-        self.at: dict[int, object] = {}
-
-    def __enter__(self) -> Self:
-        sys.setprofile(self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.setprofile(None)
-
-    def _note(self, frame: FrameType, event: str, _: Any) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE) and "self" in frame.f_locals:
-            self.at[id(frame.f_locals["self"])] = frame.f_locals["self"]
+from .support import Raw, each_call, echoing, identified, pairs, serving, until
 
 
 @pytest.fixture
@@ -62,18 +37,6 @@ def watches(monkeypatch: pytest.MonkeyPatch) -> list[Watch]:
     return opened
 
 
-def api() -> Brightsocket:
-    api = Brightsocket()
-
-    @api.connect("WORK")
-    def work(connection: Connection) -> None:
-        @connection.on("ECHO")
-        async def echo(text: str) -> None:
-            await connection.send("ECHO", text)
-
-    return api
-
-
 async def echo(peer: Raw) -> None:
     await peer.send('42["ECHO","hello"]')
     assert await peer.receive() == '42["ECHO","hello"]'
@@ -84,15 +47,22 @@ def known(watch: Watch) -> list[tuple[object, ...]]:
 
 
 async def looks_of(action: Callable[[], Awaitable[None]]) -> dict[int, object]:
+    """Whose methods run, when it is done for the second time."""
+    looks: dict[int, object] = {}
+
+    def note(frame: FrameType) -> None:
+        if (owner := frame.f_locals.get("self")) is not None:
+            looks[id(owner)] = owner
+
     await action()
-    with Looks() as looks:
+    with each_call(note):
         await action()
-    return looks.at
+    return looks
 
 
 async def test_whatever_each_message_of_a_connection_looks_at(watches: list[Watch]) -> None:
     """Whoever adds an object to the way of a message marks its class as a piece."""
-    async with serving(api()) as bound, identified(bound, "WORK") as first, identified(bound, "WORK") as second:
+    async with serving(echoing()) as bound, identified(bound, "WORK") as first, identified(bound, "WORK") as second:
         once = await looks_of(lambda: echo(first))
         again = await looks_of(lambda: echo(first))
         other = await looks_of(lambda: echo(second))
@@ -110,7 +80,7 @@ async def test_whatever_each_message_of_a_connection_looks_at(watches: list[Watc
 
 async def test_a_busy_watch_knows_them_as_long_as_they_are_connected(watches: list[Watch]) -> None:
     count = _BATCH + 6
-    async with serving(api()) as bound, AsyncExitStack() as stack:
+    async with serving(echoing()) as bound, AsyncExitStack() as stack:
         peers = [await stack.enter_async_context(identified(bound, "WORK")) for _ in range(count)]
         [watch] = watches
         for peer in peers:

@@ -13,28 +13,11 @@ import pytest
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 
-from brightsocket_anyio import Brightsocket, Connection, open_client
+from brightsocket_anyio import open_client
 from brightsocket_anyio.transports.sockets import SocketStream
-from brightsocket_anyio.transports.watch import _BATCH, Readable, Watch, open_watch
+from brightsocket_anyio.transports.watch import _BATCH, Readable, open_watch
 
-from .support import PATIENCE, serving, until
-
-
-@asynccontextmanager
-async def pairs(count: int) -> AsyncIterator[tuple[Watch, list[tuple[SocketStream, socket.socket]]]]:
-    """A watch, and streams in its care with their other ends."""
-    async with open_watch() as watch:
-        assert watch is not None
-        both: list[tuple[SocketStream, socket.socket]] = []
-        try:
-            for _ in range(count):
-                here, there = socket.socketpair()
-                both.append((SocketStream(here, None, watch), there))
-            yield watch, both
-        finally:
-            for stream, there in both:
-                stream.close_nowait()
-                there.close()
+from .support import PATIENCE, echoing, pairs, serving, until
 
 
 async def test_everybody_is_told_however_many_there_are() -> None:
@@ -176,16 +159,8 @@ async def test_a_server_without_it_serves_all_the_same(monkeypatch: pytest.Monke
         yield None
 
     monkeypatch.setattr("brightsocket_anyio.listener.open_watch", open_none)
-    api = Brightsocket()
-
-    @api.connect("WORK")
-    def work(connection: Connection) -> None:
-        @connection.on("ECHO")
-        async def echo(text: str) -> None:
-            await connection.send("ECHO", text)
-
     roads: list[Literal["websocket", "polling"]] = ["websocket", "polling"]
-    async with serving(api) as bound:
+    async with serving(echoing()) as bound:
         for transport in roads:
             async with open_client(bound.url, transport=transport) as client:
                 connection = await client.connect("WORK")

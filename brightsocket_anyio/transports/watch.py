@@ -90,7 +90,8 @@ class Watch:
         for reader in unknown[:_LOOKS]:
             if reader.waiter is not None:
                 reader.pieces = pieces_of(reader.waiter)
-                self._stale = min(self._stale, time.monotonic() + _KEPT)
+        if unknown:
+            self._stale = min(self._stale, time.monotonic() + _KEPT)
 
     def _forget(self) -> None:
         self._stale = math.inf
