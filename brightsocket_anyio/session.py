@@ -532,12 +532,10 @@ class Session(_SessionFields):
         """Send a unit past the outgoing buffer, if nothing is in that, and nothing has to be waited for; returns
         whether it was sent."""
         direct = self._direct
-        if direct is None or self._writing or self._run >= RUN or not direct.send_nowait(unit):
+        if direct is None or self._writing or self._run >= RUN or not direct.send_nowait(unit, self._post):
             return False
         self._run += 1
         self.statistics.packets_sent += len(unit)
-        if not direct.flushed:
-            self._post()
         return True
 
     def _shut_outbox(self) -> None:

@@ -103,10 +103,14 @@ class PromptTransport(Transport, Protocol):
         """
         ...
 
-    def send_nowait(self, packets: Sequence[Packet]) -> bool:
-        """Send a batch of packets if nothing has to be waited for; returns whether they were taken, all or none.
+    def send_nowait(self, packets: Sequence[Packet], stuck: Callable[[], None]) -> bool:
+        """Send a batch of packets if nothing has to be waited for; returns whether they were taken, all or none. They
+        are on their way by the end of the loop's turn.
 
         Only while no :meth:`send` is under way. Never raises: what is wrong is the next :meth:`send`'s to say.
+
+        :param stuck: called, now or at the end of the turn, if that was not possible for all of what was taken: the
+            next :meth:`send`, perhaps of nothing, sends the rest first.
         """
         ...
 
@@ -116,8 +120,7 @@ class PromptTransport(Transport, Protocol):
 
     @property
     def flushed(self) -> bool:
-        """Whether nothing of what was taken at once is left to be sent; the next :meth:`send`, perhaps of nothing,
-        sends it first."""
+        """Whether nothing of what was taken at once is left for :meth:`send`."""
         ...
 
 

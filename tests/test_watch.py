@@ -15,6 +15,7 @@ from anyio.lowlevel import checkpoint
 
 from brightsocket_anyio import open_client
 from brightsocket_anyio.transports.sockets import SocketStream
+from brightsocket_anyio.transports.turn import Turn
 from brightsocket_anyio.transports.watch import _BATCH, Readable, open_watch
 
 from .support import PATIENCE, echoing, pairs, serving, until
@@ -131,6 +132,8 @@ async def test_who_waits_when_the_watch_is_closed_hears_of_it() -> None:
 
 async def test_a_system_that_watches_no_more_breaks_the_one_stream() -> None:
     class Full:
+        turn = Turn()
+
         def add(self, fd: int, reader: Readable) -> None:
             raise OSError("no space left")
 

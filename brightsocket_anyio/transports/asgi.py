@@ -7,7 +7,7 @@ Servers differ in what they raise from ``send`` when the peer is gone: :exc:`OSE
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
 import anyio
@@ -77,7 +77,7 @@ class ASGIWebSocketTransport:
                 key = "text" if isinstance(message, str) else "bytes"
                 await self._send({"type": "websocket.send", key: message})
 
-    def send_nowait(self, packets: Sequence[Packet]) -> bool:
+    def send_nowait(self, packets: Sequence[Packet], stuck: Callable[[], None]) -> bool:
         write = self._write_nowait
         return write is not None and not self._lock.locked() and write(frames_of(packets, self._eio))
 

@@ -24,10 +24,8 @@ import trio
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
+from .turn import Turn
 from .watch import Readable, Watch
-
-#: takes as many bytes as it can at once, perhaps none, and returns how many; never waits, never raises
-Write = Callable[[bytes], int]
 
 
 def prompt_stream(stream: anyio.abc.ByteStream) -> SocketStream | None:
@@ -40,6 +38,8 @@ class SocketStream(Readable, anyio.abc.ByteStream):
     """A connected socket, as AnyIO's byte stream: who made it closes it.
 
     One task may receive while another one sends.
+
+    :ivar turn: at whose end may be written what is sent while it goes on; that is the sender's affair.
     """
 
     __slots__ = (
@@ -49,10 +49,12 @@ class SocketStream(Readable, anyio.abc.ByteStream):
         "_over",
         "_reading",
         "_writing",
+        "turn",
     )
 
     def __init__(self, connected: socket.socket, peer: Any, watch: Watch) -> None:
         Readable.__init__(self, connected, watch)
+        self.turn: Turn = watch.turn
         connected.setblocking(False)
         # now, since there is none any more once the peer has reset the connection
         self._addresses = _own_address(connected), peer

@@ -7,7 +7,7 @@ of the byte stream, of TLS and of the core becomes one of ours here.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -25,7 +25,7 @@ from ..settings import Settings
 from .core import Core
 from .frames import frames_of
 from .sieve import Sieve
-from .sockets import Write, prompt_stream
+from .sockets import SocketStream, prompt_stream
 
 #: bytes of one read. It bounds what a peer makes the core build at once: frames, and the pongs that the core adds by
 #: itself, which are all written before the next read.
@@ -86,6 +86,7 @@ class _WebSocketFields(Piece):
         "_core",
         "_end",
         "_head",
+        "_late",
         "_leading",
         "_lock",
         "_lost",
@@ -138,8 +139,10 @@ class WebSocket(_WebSocketFields):
         self._lock: anyio.Lock | None = None
         self._prompt = prompt_stream(stream)
         self._head = head
-        #: what a write that did not wait has left, to be written before anything else
+        #: what was taken to be sent and is not written yet, before anything else
         self._tail = b""
+        #: whether that is for the end of the turn; else somebody has to wait until there is room for it
+        self._late = False
         self._receiving = False
         #: what wakes :meth:`aclose` when nothing more will be received, or when nobody does any more
         self._ended: anyio.Event | None = None
@@ -193,25 +196,48 @@ class WebSocket(_WebSocketFields):
             self._check_open()
             await self._write([*self._core.data_to_send(), frames])
 
-    def send_nowait(self, frames: bytes) -> bool:
-        """Send finished frames, where :attr:`prepared` is true, if nothing has to be waited for; returns whether they
-        were taken. Where :attr:`flushed` is false then, the next ``send_frames`` sends the rest of them first."""
+    def send_nowait(self, frames: bytes, stuck: Callable[[], None]) -> bool:
+        """Take finished frames, where :attr:`prepared` is true, if nothing has to be waited for; returns whether they
+        were taken. They are written at the end of the turn (:mod:`~.turn`), if one goes on, else at once.
+
+        :param stuck: called if a part of them could not be written: the next ``send_frames`` sends that first.
+        """
         if self._core.writes or not self._core.open or self._closed or self._end is not None:
             return False
-        if (write := self._free_to_write()) is None:
+        if (prompt := self._free_to_write()) is None:
             return False
-        data = self._head + frames if self._head else frames
-        written = write(data)
+        turn = prompt.turn
+        if turn.going_on and len(self._tail) + len(frames) <= WRITE_SIZE:
+            if not self._late:
+                self._late = True
+                turn.add(self, stuck)
+            self._tail += frames
+            return True
+        data = b"".join([self._head, self._tail, frames]) if self._head or self._tail else frames
+        written = prompt.send_nowait(data)
         if written:
-            self._head = b""
-            if written < len(data):
-                self._tail = data[written:]
+            self._late = False
+            self._head, self._tail = b"", data[written:]
+            if self._tail:
+                stuck()
         return written > 0
+
+    def write_late(self) -> bool:
+        """For the turn, which is over: write what was taken in it; returns whether nothing is left that somebody has to
+        send."""
+        if self._late:
+            assert self._prompt is not None
+            self._late = False
+            data = self._head + self._tail if self._head else self._tail
+            self._head, self._tail = b"", data[self._prompt.send_nowait(data) :]
+            return not self._tail
+        # it has been written before that, with something else
+        return True
 
     @property
     def flushed(self) -> bool:
-        """Whether nothing is left of what was sent without waiting."""
-        return not self._tail
+        """Whether nothing is left that somebody has to send."""
+        return not self._tail or self._late
 
     async def flush(self) -> None:
         """Send the answer to the handshake, if that has not been sent.
@@ -236,11 +262,15 @@ class WebSocket(_WebSocketFields):
         if not self._core.open:
             raise ConnectionLost("transport close", "the peer has closed the WebSocket")
 
-    def _free_to_write(self) -> Write | None:
-        """How to write without waiting, if the stream can and nobody else writes or has left anything to be written."""
-        if self._tail or self._lost is not None or (self._lock is not None and self._lock.locked()):
+    def _free_to_write(self) -> SocketStream | None:
+        """The stream, if it can be written to without waiting, and nobody else writes, or waits to."""
+        if (
+            (self._tail and not self._late)
+            or self._lost is not None
+            or (self._lock is not None and self._lock.locked())
+        ):
             return None
-        return None if self._prompt is None else self._prompt.send_nowait
+        return self._prompt
 
     async def _write(self, frames: Sequence[bytes]) -> None:
         """The one place that writes where that may have to be waited for; the caller holds the lock.
@@ -249,6 +279,7 @@ class WebSocket(_WebSocketFields):
         """
         data = b"".join([self._head, self._tail, *frames])
         self._head = self._tail = b""
+        self._late = False
         try:
             await send_all(self._stream, data, self._settings.stall)
         except ConnectionLost as exc:
@@ -464,10 +495,11 @@ class WebSocket(_WebSocketFields):
 
     def _answer_nowait(self) -> bool:
         """Write as much of them as there is room for; returns whether that was all."""
-        if (write := self._free_to_write()) is None:
+        if (prompt := self._free_to_write()) is None:
             return False
-        data = b"".join([self._head, *self._core.data_to_send()])
-        self._head, self._tail = b"", data[write(data) :]
+        data = b"".join([self._head, self._tail, *self._core.data_to_send()])
+        self._late = False
+        self._head, self._tail = b"", data[prompt.send_nowait(data) :]
         return not self._tail
 
     # -- the end
@@ -599,8 +631,8 @@ class StreamTransport(Piece):
         else:
             await self._websocket.send([encode(packet, self._eio) for packet in packets])
 
-    def send_nowait(self, packets: Sequence[Packet]) -> bool:
-        return self._websocket.prepared and self._websocket.send_nowait(frames_of(packets, self._eio))
+    def send_nowait(self, packets: Sequence[Packet], stuck: Callable[[], None]) -> bool:
+        return self._websocket.prepared and self._websocket.send_nowait(frames_of(packets, self._eio), stuck)
 
     @property
     def flushed(self) -> bool:

@@ -7,7 +7,8 @@ context for each socket. A message of one connection among a thousand takes a te
 time by this; where one comes at a time, it takes a tenth to a fifth more. ``docs/performance.md`` has the figures.
 
 Where one turn has not room for all who are due, the watch also has the memory of those whom it tells fetched beforehand
-(:mod:`~brightsocket_anyio.prefetch`).
+(:mod:`~brightsocket_anyio.prefetch`); and where more than one is due, what they send is written when all have had their
+turn (:mod:`~.turn`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 import trio
 
 from ..prefetch import Piece, pieces_of, prefetch
+from .turn import Turn
 
 #: sockets that are told of in one turn of the loop: what a message touches, in the system and in here, is ten
 #: kilobytes, and the processor's own cache has room for a megabyte
@@ -38,15 +40,19 @@ _KEPT = 10.0
 
 
 class Watch:
-    """Tells readers when their sockets can be read. :func:`open_watch` makes one."""
+    """Tells readers when their sockets can be read. :func:`open_watch` makes one.
 
-    __slots__ = ("_epoll", "_readers", "_stale")
+    :ivar turn: the turn in which those who were told have their way.
+    """
+
+    __slots__ = ("_epoll", "_readers", "_stale", "turn")
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._readers: dict[int, Readable] = {}
         #: when the readers' pieces are forgotten, if any are known
         self._stale = math.inf
+        self.turn: Turn = Turn()
 
     def add(self, fd: int, reader: Readable) -> None:
         """Watch a socket until it is removed.
@@ -68,8 +74,8 @@ class Watch:
             with contextlib.suppress(OSError):
                 self._epoll.unregister(fd)
 
-    def tell(self) -> None:
-        """Tell those whose turn it is."""
+    def tell(self) -> bool:
+        """Tell those who are due; returns whether a turn has begun by that, which is to be ended when they have run."""
         readers = self._readers
         due = [readers[fd] for fd, _ in self._epoll.poll(0, _BATCH)]
         if self._stale < math.inf and time.monotonic() >= self._stale:
@@ -78,6 +84,9 @@ class Watch:
             self._prefetch(due)
         for reader in due:
             reader.note_readable()
+        if len(due) > 1:
+            self.turn.begin()
+        return self.turn.going_on
 
     def _prefetch(self, due: list[Readable]) -> None:
         """Touch what those who are due will look at: they are so many that it has left the caches."""
@@ -103,9 +112,19 @@ class Watch:
         with scope:
             while True:
                 await trio.lowlevel.wait_readable(self._epoll)
-                self.tell()
+                begun = self.tell()
                 # whoever was told has its turn first, and has read what there was
                 await trio.lowlevel.cancel_shielded_checkpoint()
+                if begun:
+                    # this task may have been the first to run, and then is behind all of them now
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                    self.turn.end()
+
+    def tell_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        """On asyncio, what the loop calls to have it done."""
+        if self.tell():
+            # behind those who were told
+            loop.call_soon(self.turn.end)
 
     def fileno(self) -> int:
         """Of what can be read whenever there is somebody to :meth:`tell`."""
@@ -113,6 +132,7 @@ class Watch:
 
     def close(self) -> None:
         """Wake everybody: who waits any longer hears that nobody watches."""
+        self.turn.end()
         self._epoll.close()
         self._forget()
         readers, self._readers = self._readers, {}
@@ -209,7 +229,7 @@ async def open_watch() -> AsyncGenerator[Watch | None]:
                     running.cancel()
             return
         loop = asyncio.get_running_loop()
-        loop.add_reader(watch.fileno(), watch.tell)
+        loop.add_reader(watch.fileno(), watch.tell_in, loop)
         try:
             yield watch
         finally:
