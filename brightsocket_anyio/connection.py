@@ -25,7 +25,9 @@ from .recovery import RECOVERABLE, Journal
 from .request import Request
 from .session import Session
 from .settings import Settings
+from .settling import settle, settling, unsettled
 from .signature import Adapted
+from .stand import Stand
 from .workers import Job, Workers
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -47,19 +49,6 @@ def enclosing(*further: object) -> Callable[[], None]:
         settling.set(None)
 
     return enter
-
-
-class Settling(Protocol):
-    """A channel's function that runs and has not settled yet."""
-
-    def settle(self) -> None: ...
-
-
-#: the channel's function that the current task belongs to
-settling: contextvars.ContextVar[Settling | None] = contextvars.ContextVar("settling", default=None)
-#: all that run and have not settled, mostly none: then nobody needs to look for the current one, which would take each
-#: message through three more lines of the processor's cache
-unsettled: set[Settling] = set()
 
 
 def _is_end(exc: BaseException) -> bool:
@@ -349,13 +338,6 @@ class ConnectionCore(_ConnectionCoreFields):
         self._held_size += sum(packet.size for unit in self.session.unsent for packet in unit)
         self.session = session
 
-    def settle(self) -> None:
-        """The current task waits for the peer or sends to it: its channel's function has settled."""
-        if unsettled and (function := settling.get()) is not None:
-            settling.set(None)
-            unsettled.discard(function)
-            function.settle()
-
     # -- sending
 
     def check(self) -> None:
@@ -435,7 +417,7 @@ class ConnectionCore(_ConnectionCoreFields):
 
     async def wait_accepted(self) -> None:
         """Wait until the connection is accepted."""
-        self.settle()
+        settle()
         await self._decided.wait()
         self.check()
 
@@ -454,7 +436,7 @@ class ConnectionCore(_ConnectionCoreFields):
             try:
                 self.session.wake()
                 await checkpoint_if_cancelled()
-                self.settle()
+                settle()
                 await self.send(unit, call)
                 await call.over.wait()
             finally:
@@ -505,15 +487,16 @@ class ConnectionCore(_ConnectionCoreFields):
             call.over.set()
 
     def receive(self, action: str) -> ObjectReceiveStream[Any]:
-        stream = Stream(self)
         if self.ended is not None:
             rest = self.inbox.take_rest(action)
             if not rest:
                 raise self.ended.exception()
+            stream = Stream(self, Stand())
             for item in rest:
                 stream.put(item)
             stream.end(self.ended)
             return stream
+        stream = Stream(self, Stand(self._workers))
         self._streams.append(stream)
         self.inbox.attach(action, stream)
         return stream
@@ -686,7 +669,7 @@ class Connection(Piece):
         if self._deadline() == -math.inf:
             await checkpoint_if_cancelled()
         if unsettled:
-            core.settle()
+            settle()
         if offset is not None or not core.accepted or session is not core.session or not session.send_at_once(unit):
             await core.send(unit, offset=offset)
 

@@ -12,7 +12,7 @@ import gc
 import socket
 from collections.abc import Awaitable
 from functools import lru_cache
-from types import BuiltinMethodType, CellType, FunctionType
+from types import BuiltinMethodType, CellType, FunctionType, GeneratorType
 
 #: more are not worth it
 _MOST = 64
@@ -32,7 +32,7 @@ class Calling(Piece):
 
 
 #: what leads to them from a task that waits, by way of its coroutines
-_LINKS = (Piece, Awaitable, BuiltinMethodType, CellType, socket.socket)
+_LINKS = (Piece, Awaitable, GeneratorType, BuiltinMethodType, CellType, socket.socket)
 
 
 def pieces_of(waiter: object) -> tuple[object, ...]:

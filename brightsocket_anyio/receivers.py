@@ -14,9 +14,10 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from .ends import End
 from .errors import ConfigurationError
 from .inbox import Item, Receiver
-from .parking import Parking
 from .settings import Settings
+from .settling import settle, unsettled
 from .signature import Adapted
+from .stand import Stand
 from .transport import RUN
 from .workers import Workers
 
@@ -37,17 +38,16 @@ class Owner(Protocol):
     @property
     def settings(self) -> Settings: ...
 
-    def settle(self) -> None:
-        """The current task waits for the peer."""
-        ...
-
     def forget(self, stream: Stream) -> None:
         """The stream has closed."""
         ...
 
 
 class Stream(Receiver, ObjectReceiveStream[Any]):
-    """The stream that :meth:`Connection.receive` returns."""
+    """The stream that :meth:`Connection.receive` returns.
+
+    :param arrived: where to wait for more.
+    """
 
     __slots__ = (
         "_arrived",
@@ -57,10 +57,10 @@ class Stream(Receiver, ObjectReceiveStream[Any]):
         "_run",
     )
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Owner, arrived: Stand) -> None:
         Receiver.__init__(self, owner.settings.max_buffered_messages, owner.settings.max_buffered_bytes)
         self._owner = owner
-        self._arrived = Parking()
+        self._arrived = arrived
         #: how many were received in a row without waiting
         self._run = 0
         self._closed = False
@@ -73,6 +73,7 @@ class Stream(Receiver, ObjectReceiveStream[Any]):
     def end(self, end: End) -> None:
         self._end = end
         self._arrived.wake()
+        self._arrived.let_go()
 
     async def receive(self) -> Any:
         """Wait for the action's next payload. Safe to cancel.
@@ -89,9 +90,8 @@ class Stream(Receiver, ObjectReceiveStream[Any]):
         elif self.items or self._closed or self._end is not None:
             self._run = 0
             await checkpoint()
-        self._owner.settle()
-        if self._arrived.taken:
-            raise anyio.BusyResourceError("receiving from")
+        if unsettled:
+            settle()
         while True:
             if self._closed or (self._end is not None and self._end.code == "closed"):
                 await checkpoint_if_cancelled()
@@ -104,7 +104,8 @@ class Stream(Receiver, ObjectReceiveStream[Any]):
             self._run = 0
             await self._arrived.wait()
         item = self.pop()
-        self.freed()
+        if (inbox := self.inbox) is not None:
+            inbox.freed(self.action)
         return unpack(item.args)
 
     async def aclose(self) -> None:
@@ -117,6 +118,7 @@ class Stream(Receiver, ObjectReceiveStream[Any]):
             self._closed = True
             self._owner.forget(self)
             self._arrived.wake()
+            self._arrived.let_go()
 
 
 class Handler(Receiver):
@@ -170,6 +172,7 @@ class Handler(Receiver):
             if self.items:
                 # behind those of other actions that wait for a worker already
                 self._workers.submit(partial(self._work, self.pop()))
-                self.freed()
+                if self.inbox is not None:
+                    self.inbox.freed(self.action)
             else:
                 self._running -= 1

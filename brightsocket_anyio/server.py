@@ -15,7 +15,7 @@ import anyio
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup, TaskStatus
 
-from .connection import Connection, ConnectionCore, settling, unsettled
+from .connection import Connection, ConnectionCore
 from .ends import End
 from .errors import ConfigurationError, ConnectionLost, Refused, sole
 from .pool import Pool
@@ -39,6 +39,7 @@ from .recovery import RECOVERABLE, Absent, Journal, MemoryStore, Store
 from .request import Request, answer_headers, read_request
 from .session import Session
 from .settings import ChannelKeywords, Settings
+from .settling import settling, unsettled
 from .signature import Adapted
 from .statistics import Statistics
 from .timer import Timer

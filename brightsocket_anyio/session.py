@@ -651,13 +651,25 @@ class Session(_SessionFields):
     @property
     def _willing_workers(self) -> Workers | None:
         """Who may read for the session."""
-        workers = None if self._may_change else self._sink.workers
-        return workers if workers is not None and workers.willing else None
+        if self._may_change or (workers := self._sink.workers) is None:
+            return None
+        if workers.willing or (workers.standing_by and self._prompt is not None and self._prompt.watched):
+            return workers
+        return None
 
     def arrival(self) -> Awaitable[Any]:
         """As :meth:`PromptTransport.arrival <brightsocket_anyio.transport.PromptTransport.arrival>`, on a road that is
         not left any more."""
         return self.transport.receive() if (prompt := self._prompt) is None else prompt.arrival()
+
+    def readable(self) -> Awaitable[Any] | None:
+        """As :meth:`PromptTransport.readable <brightsocket_anyio.transport.PromptTransport.readable>`."""
+        return None if (prompt := self._prompt) is None else prompt.readable()
+
+    def nudge(self) -> None:
+        """As :meth:`PromptTransport.nudge <brightsocket_anyio.transport.PromptTransport.nudge>`."""
+        if self._prompt is not None:
+            self._prompt.nudge()
 
     def read(self, arrived: Any, /) -> list[Packet]:
         """As :meth:`PromptTransport.read <brightsocket_anyio.transport.PromptTransport.read>`."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from .parking import Parking, Tasks
 from .prefetch import Piece
+from .stand import ATTENDED, Stand
 
 Job = Callable[[], Coroutine[Any, Any, None]]
 
@@ -22,10 +23,18 @@ class Reading(Protocol):
         """
         ...
 
+    def readable(self) -> Awaitable[Any] | None:
+        """The same, if it is nothing but to wait for the peer, in whatever scope, and ends early at a :meth:`nudge`."""
+        ...
+
+    def nudge(self) -> None:
+        """Have what :meth:`readable` has given come to its end, perhaps with nothing."""
+        ...
+
     def read(self, arrived: Any, /) -> list[Any]:
         """What has come; nothing, if that was nothing whole.
 
-        :param arrived: what awaiting the :meth:`arrival` has returned.
+        :param arrived: what awaiting the :meth:`arrival` has returned, or what is :meth:`readable`.
         :raises Exception: there is nothing more to wait for.
         """
         ...
@@ -53,25 +62,31 @@ class Workers(Piece):
 
     Between the jobs that worker may read for its session, if that lends it the reading: what a message asks for is then
     done in the task that has read it, while all of it is in the processor's caches, where it would else take a switch
-    to another task. When a job blocks, the reading goes back at that moment.
+    to another task. So it may while its job waits at a :class:`~brightsocket_anyio.stand.Stand`. When a job waits for
+    anything else, the reading goes back at that moment.
 
     :param task_group: the scope that owns the workers; what a job raises goes to it.
     :param enter: called at the start of each worker's task, whose context comes from whoever happened to start it.
     :param attended: :meth:`work` follows without a checkpoint.
+    :ivar stand: the latest at which somebody has begun to wait.
     """
 
     __slots__ = (
+        "_attending",
         "_coming",
         "_enter",
         "_finishing",
         "_helpers",
         "_jobs",
+        "_parked_at",
         "_parking",
         "_reading",
         "_running",
+        "_steady",
         "_stopped",
         "_swift",
         "_task_group",
+        "stand",
     )
 
     def __init__(self, task_group: Tasks, enter: Callable[[], None], *, attended: bool = False) -> None:
@@ -88,6 +103,13 @@ class Workers(Piece):
         #: whether the latest job has not blocked
         self._swift = True
         self._reading: Reading | None = None
+        self.stand: Stand | None = None
+        #: whether the worker that is always there has a job that has blocked
+        self._attending = False
+        #: the stand at which that job waits, while nothing is read
+        self._parked_at: Stand | None = None
+        #: whether it has come straight back to its stand the last time that it went on from one
+        self._steady = False
         self._finishing = False
         self._stopped = False
 
@@ -106,8 +128,7 @@ class Workers(Piece):
         try:
             while True:
                 while (begun := self._begin()) is not None:
-                    self._return_reading()
-                    await self._see_through(begun)
+                    await self._see_through(*begun, always_there=True)
                 if self._helpers:
                     # whoever has parked meanwhile sees that somebody else does, and goes
                     self._parking.wake()
@@ -141,8 +162,13 @@ class Workers(Piece):
         """Whether the worker that is always there has been called for, and is likely to be done at once."""
         return self._coming and self._swift and not self._running and not self._helpers and not self._finishing
 
+    @property
+    def standing_by(self) -> bool:
+        """The same if its job waits at a stand: whether that has been woken, and is likely to come straight back."""
+        return (stand := self._parked_at) is not None and self._steady and not stand.taken and not self._finishing
+
     def lend(self, reading: Reading) -> None:
-        """Have the worker that is always there, and is :attr:`willing`, read from now on."""
+        """Have the worker that is always there, and is :attr:`willing` or :attr:`standing_by`, read from now on."""
         self._reading = reading
 
     def finish(self) -> None:
@@ -171,11 +197,11 @@ class Workers(Piece):
         try:
             while True:
                 while (begun := self._begin()) is not None:
-                    await self._see_through(begun)
+                    await self._see_through(*begun, always_there=False)
                 if self._finishing and not self._running:
                     self._parking.wake()
                     return
-                if self._parking.taken or self._reading is not None:
+                if self._parking.taken or (self._reading is not None and not self._attending):
                     return
                 await self._parking.wait()
         finally:
@@ -203,31 +229,65 @@ class Workers(Piece):
         self._coming = False
         return None
 
-    async def _see_through(self, begun: _Begun) -> None:
+    @types.coroutine
+    def _see_through(self, job: Coroutine[Any, Any, None], waited_for: Any, *, always_there: bool) -> Generator[Any]:
+        """Await the rest of a job that has begun, and waits for something (PEP 380, "Formal semantics").
+
+        :param always_there: this is the worker that may read while the job waits at a stand.
+        """
         if self._jobs:
             self._call()
+        if always_there:
+            self._attending = True
+        stood = False
         try:
-            await _go_on(*begun)
+            while True:
+                stand = self.stand if always_there else None
+                if stand is not None and waited_for is not stand.token:
+                    stand = None
+                if always_there:
+                    self._steady = stood and stand is not None
+                stood = stand is not None
+                step: Callable[[Any], Any] = job.send
+                value: Any = None
+                try:
+                    if (
+                        stand is not None
+                        and (reading := self._reading) is not None
+                        and (readable := reading.readable()) is not None
+                    ):
+                        stand.attendant = reading
+                        yield from readable.__await__()
+                        stand.leave()
+                        value = ATTENDED
+                        try:
+                            more = reading.take(reading.read(None))
+                        except Exception as exc:
+                            reading.lose(exc)
+                            more = False
+                        if not more:
+                            self._return_reading()
+                    else:
+                        if always_there:
+                            self._return_reading()
+                            self._parked_at = stand
+                        value = yield waited_for
+                except BaseException as exc:
+                    step, value = job.throw, exc
+                if always_there:
+                    self._parked_at = None
+                try:
+                    waited_for = step(value)
+                except StopIteration:
+                    return
+                finally:
+                    # an exception would refer to itself, by way of this frame
+                    del step, value
         finally:
+            if always_there:
+                self._attending = False
             self._running -= 1
 
 
 #: a coroutine that has begun, and what it waits for
 _Begun = tuple[Coroutine[Any, Any, None], Any]
-
-
-@types.coroutine
-def _go_on(coroutine: Coroutine[Any, Any, None], waited_for: Any) -> Generator[Any, Any, None]:
-    """Await the rest of a coroutine that has begun, and waits for something (PEP 380, "Formal semantics")."""
-    while True:
-        try:
-            value = yield waited_for
-        except BaseException as exc:
-            step: Callable[[Any], Any] = coroutine.throw
-            value = exc
-        else:
-            step = coroutine.send
-        try:
-            waited_for = step(value)
-        except StopIteration:
-            return

@@ -71,7 +71,7 @@ async def cost_of_an_echo(channel: str, behind: Any = serving) -> Calls:
     return calls
 
 
-@pytest.mark.parametrize(("channel", "bound"), [("BY HANDLER", 52), ("BY STREAM", 75)])
+@pytest.mark.parametrize(("channel", "bound"), [("BY HANDLER", 52), ("BY STREAM", 64)])
 async def test_an_echo(channel: str, bound: float) -> None:
     calls = await cost_of_an_echo(channel)
     assert calls.count / MESSAGES <= bound, calls.by_function.most_common(60)
@@ -232,12 +232,21 @@ async def fail(peer: Raw) -> None:
     await peer.drain()
 
 
-@pytest.mark.parametrize("end", [leave, be_left, fail, Raw.vanish])
-async def test_nothing_of_a_connection_is_left_to_the_garbage_collector(end: Callable[[Raw], Awaitable[None]]) -> None:
+@pytest.mark.parametrize(
+    ("end", "channel"),
+    [
+        *((end, "BY HANDLER") for end in (leave, be_left, fail, Raw.vanish)),
+        # not by a handler: it has a task of its own there, and asyncio's refer to themselves when they are cancelled
+        *((end, "BY STREAM") for end in (leave, fail, Raw.vanish)),
+    ],
+)
+async def test_nothing_of_a_connection_is_left_to_the_garbage_collector(
+    end: Callable[[Raw], Awaitable[None]], channel: str
+) -> None:
     """Which would take a tenth of what it costs to connect."""
     server = api()
     async with serving(server) as bound:
-        assert await garbage_of(server, bound, end) == {}
+        assert await garbage_of(server, bound, end, channel) == {}
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "asyncio+uvloop"], indirect=True)
@@ -248,7 +257,9 @@ async def test_nothing_of_a_connection_under_uvicorn_is_either(end: Callable[[Ra
         assert await garbage_of(server, bound, end) == {}
 
 
-async def garbage_of(server: Brightsocket, bound: Bound, end: Callable[[Raw], Awaitable[None]]) -> Counter[str]:
+async def garbage_of(
+    server: Brightsocket, bound: Bound, end: Callable[[Raw], Awaitable[None]], channel: str = "BY HANDLER"
+) -> Counter[str]:
     """What is left of some connections and refers to itself: our objects, by class."""
     kinds: list[type[Any]] = []
     for times in (1, 10):
@@ -258,7 +269,10 @@ async def garbage_of(server: Brightsocket, bound: Bound, end: Callable[[Raw], Aw
         gc.set_debug(gc.DEBUG_SAVEALL)
         try:
             for _ in range(times):
-                async with identified(bound, "BY HANDLER") as peer:
+                async with identified(bound, channel) as peer:
+                    for _ in range(3):
+                        await peer.send('42["ECHO","hello"]')
+                        await peer.receive()
                     await end(peer)
                 await until(lambda: server.statistics().sessions_open == 0)
             await anyio.wait_all_tasks_blocked()

@@ -45,6 +45,12 @@ class Given:
         self.readers.append(here())
         return self._given.receive()
 
+    def readable(self) -> None:
+        return None
+
+    def nudge(self) -> None:
+        pass
+
     def read(self, arrived: Any, /) -> list[Any]:
         return [arrived]
 
@@ -179,17 +185,15 @@ async def test_what_a_job_raises_after_a_wait_comes_out_of_the_scope() -> None:
 # -- sessions
 
 
-def api() -> Brightsocket:
-    api = Brightsocket(ping_interval=25, ping_timeout=20)
+def api_by(way: str, **settings: Any) -> Brightsocket:
+    """Whose ``ECHO`` is received by a handler (``on``), or by the channel's function itself from a stream
+    (``receive``)."""
+    api = Brightsocket(**settings)
 
     @api.connect("WORK")
     @api.connect("/work")
-    def work(connection: Connection) -> None:
+    async def work(connection: Connection) -> None:
         release = anyio.Event()
-
-        @connection.on("ECHO")
-        async def echo(value: Any) -> None:
-            await connection.send("ECHO", value)
 
         @connection.on("BLOCK")
         async def block() -> None:
@@ -212,7 +216,27 @@ def api() -> Brightsocket:
 
         connection.on("LEAVE")(connection.aclose)
 
+        async def echo(value: Any) -> None:
+            await connection.send("ECHO", value)
+
+        if way == "on":
+            connection.on("ECHO")(echo)
+            return
+        async with connection.receive("ECHO") as values:
+            async for value in values:
+                await echo(value)
+
     return api
+
+
+@pytest.fixture(params=["on", "receive"])
+def way(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def api(way: str) -> Brightsocket:
+    return api_by(way)
 
 
 @asynccontextmanager
@@ -225,8 +249,8 @@ async def peer_whose_worker_reads(server: Brightsocket) -> AsyncGenerator[tuple[
         yield peer, bound
 
 
-async def test_a_handler_that_blocks_holds_nothing_back() -> None:
-    async with peer_whose_worker_reads(api()) as (peer, _):
+async def test_a_handler_that_blocks_holds_nothing_back(api: Brightsocket) -> None:
+    async with peer_whose_worker_reads(api) as (peer, _):
         for number in range(3):
             await peer.event("BLOCK")
             await peer.event("ECHO", number)
@@ -237,8 +261,8 @@ async def test_a_handler_that_blocks_holds_nothing_back() -> None:
             await peer.expect_event("ECHO", number)
 
 
-async def test_a_message_of_several_kinds_in_one_read() -> None:
-    async with peer_whose_worker_reads(api()) as (peer, _):
+async def test_a_message_of_several_kinds_in_one_read(api: Brightsocket) -> None:
+    async with peer_whose_worker_reads(api) as (peer, _):
         texts = ['42["ECHO",1]', '42["BLOCK"]', '42["ECHO",2]', "40/work,", '42["RELEASE"]', '42["ECHO",3]']
         for text in texts:
             peer.protocol.send_text(text.encode())
@@ -255,8 +279,8 @@ async def test_a_message_of_several_kinds_in_one_read() -> None:
             await peer.expect(f'42["ECHO",{number}]')
 
 
-async def test_more_actions_in_one_read_than_are_taken_in_one_go() -> None:
-    async with peer_whose_worker_reads(api()) as (peer, _):
+async def test_more_actions_in_one_read_than_are_taken_in_one_go(api: Brightsocket) -> None:
+    async with peer_whose_worker_reads(api) as (peer, _):
         for number in range(500):
             peer.protocol.send_text(f'42["ECHO",{number}]'.encode())
         await peer.send()
@@ -264,8 +288,8 @@ async def test_more_actions_in_one_read_than_are_taken_in_one_go() -> None:
             await peer.expect_event("ECHO", number)
 
 
-async def test_a_handler_that_calls_gets_its_answer() -> None:
-    async with peer_whose_worker_reads(api()) as (peer, _):
+async def test_a_handler_that_calls_gets_its_answer(api: Brightsocket) -> None:
+    async with peer_whose_worker_reads(api) as (peer, _):
         for number in range(3):
             await peer.event("ASK")
             assert await peer.receive() == f'42{number}["WHAT"]'
@@ -275,8 +299,8 @@ async def test_a_handler_that_calls_gets_its_answer() -> None:
             await peer.expect_event("ECHO", number)
 
 
-async def test_another_channel_on_the_same_session() -> None:
-    async with peer_whose_worker_reads(api()) as (peer, _):
+async def test_another_channel_on_the_same_session(api: Brightsocket) -> None:
+    async with peer_whose_worker_reads(api) as (peer, _):
         for number in range(3):
             await peer.identify("WORK")
             await peer.expect_identified()
@@ -317,30 +341,21 @@ async def drain(server: Brightsocket, peer: Raw) -> None:
 
 
 @pytest.mark.parametrize("end", [leave, be_left, fail, send_nonsense, close, be_sent_away, drain])
-async def test_each_end_ends_it(end: Callable[[Brightsocket, Raw], Awaitable[None]]) -> None:
-    server = api()
-    async with peer_whose_worker_reads(server) as (peer, _):
+async def test_each_end_ends_it(api: Brightsocket, end: Callable[[Brightsocket, Raw], Awaitable[None]]) -> None:
+    async with peer_whose_worker_reads(api) as (peer, _):
         with anyio.fail_after(PATIENCE):
-            await end(server, peer)
+            await end(api, peer)
             if end is leave:
                 # a session without a namespace goes on for a while
-                await until(lambda: len(server.pool) == 0)
+                await until(lambda: len(api.pool) == 0)
                 return
             await peer.drain()
-            await until(lambda: server.statistics().sessions_open == 0)
+            await until(lambda: api.statistics().sessions_open == 0)
 
 
 @pytest.mark.mock_clock
-async def test_a_peer_that_falls_silent_is_noticed_while_a_worker_reads() -> None:
-    server = Brightsocket(ping_interval=5, ping_timeout=2)
-
-    @server.connect("WORK")
-    def work(connection: Connection) -> None:
-        @connection.on("ECHO")
-        async def echo(value: Any) -> None:
-            await connection.send("ECHO", value)
-
-    async with peer_whose_worker_reads(server) as (peer, _):
+async def test_a_peer_that_falls_silent_is_noticed_while_a_worker_reads(way: str) -> None:
+    async with peer_whose_worker_reads(api_by(way, ping_interval=5, ping_timeout=2)) as (peer, _):
         began = anyio.current_time()
         peer.patience = 60
         await peer.expect("2")
@@ -351,9 +366,8 @@ async def test_a_peer_that_falls_silent_is_noticed_while_a_worker_reads() -> Non
         assert anyio.current_time() - began == pytest.approx(12, abs=0.1)
 
 
-async def test_a_client_s_handlers_too() -> None:
-    server = api()
-    async with serving(server) as bound, open_client(bound.url) as client:
+async def test_a_client_s_handlers_too(api: Brightsocket) -> None:
+    async with serving(api) as bound, open_client(bound.url) as client:
         connection = await client.connect("WORK")
         tasks: set[int] = set()
         echoed: list[int] = []

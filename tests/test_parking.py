@@ -9,16 +9,22 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from brightsocket_anyio.parking import Latch, Parking, current_deadline
+from brightsocket_anyio.stand import Stand
 
 from .support import until
+
+
+@pytest.fixture(params=[Parking, Stand])
+def parking(request: pytest.FixtureRequest) -> Parking:
+    place: Parking = request.param()
+    return place
 
 
 async def wait_at(parking: Parking) -> None:
     await parking.wait()
 
 
-async def test_whoever_waits_is_woken_each_time() -> None:
-    parking = Parking()
+async def test_whoever_waits_is_woken_each_time(parking: Parking) -> None:
     woken = 0
 
     async def wait() -> None:
@@ -41,16 +47,14 @@ async def test_whoever_waits_is_woken_each_time() -> None:
     assert not parking.taken
 
 
-async def test_a_call_before_anybody_waits_is_forgotten() -> None:
-    parking = Parking()
+async def test_a_call_before_anybody_waits_is_forgotten(parking: Parking) -> None:
     parking.wake()
     with anyio.move_on_after(0.01) as scope:
         await parking.wait()
     assert scope.cancelled_caught
 
 
-async def test_whoever_is_cancelled_leaves_the_place() -> None:
-    parking = Parking()
+async def test_whoever_is_cancelled_leaves_the_place(parking: Parking) -> None:
     async with anyio.create_task_group() as tg:
         tg.start_soon(wait_at, parking)
         await until(lambda: parking.taken)
@@ -63,8 +67,7 @@ async def test_whoever_is_cancelled_leaves_the_place() -> None:
         parking.wake()
 
 
-async def test_there_is_room_for_one() -> None:
-    parking = Parking()
+async def test_there_is_room_for_one(parking: Parking) -> None:
     async with anyio.create_task_group() as tg:
         tg.start_soon(wait_at, parking)
         await until(lambda: parking.taken)
@@ -73,8 +76,7 @@ async def test_there_is_room_for_one() -> None:
         parking.wake()
 
 
-async def test_a_task_that_is_cancelled_as_it_is_woken_does_not_keep_the_place() -> None:
-    parking = Parking()
+async def test_a_task_that_is_cancelled_as_it_is_woken_does_not_keep_the_place(parking: Parking) -> None:
     async with anyio.create_task_group() as tg:
         tg.start_soon(wait_at, parking)
         await until(lambda: parking.taken)

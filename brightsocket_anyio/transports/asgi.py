@@ -105,6 +105,16 @@ class ASGIWebSocketTransport:
             return self._receive_later()
         return self._asgi_receive()
 
+    @property
+    def watched(self) -> bool:
+        return False
+
+    def readable(self) -> None:
+        return None
+
+    def nudge(self) -> None:
+        pass
+
     async def _receive_later(self) -> Message:
         await checkpoint()
         return await self._asgi_receive()

@@ -334,12 +334,14 @@ class WebSocket(_WebSocketFields):
             self._receiving = False
             self._wake_closer()
 
-    def arrival(self) -> Awaitable[Any]:
-        """What to await for the next messages, once and at once; :meth:`read` takes what comes of it. Safe to cancel:
-        nothing is lost.
+    @property
+    def watched(self) -> bool:
+        """Whether it is one whose stream is watched, so that it can be waited for like that: :meth:`readable`."""
+        return self._prompt is not None
 
-        :raises: as :meth:`receive`.
-        """
+    def readable(self) -> Awaitable[Any] | None:
+        """What to await, once and at once, until there are perhaps messages to :meth:`read`, or :meth:`nudge` is
+        called; ``None`` if :meth:`receive` has something to give, to do or to say. Safe to cancel: nothing is lost."""
         if (
             (prompt := self._prompt) is None
             or self._closed
@@ -349,20 +351,20 @@ class WebSocket(_WebSocketFields):
             or self._end is not None
             or self._lost is not None
             or self._leading
-            or (readable := prompt.wait_readable()) is None
         ):
-            return self.receive()
-        return readable
+            return None
+        return prompt.wait_readable()
 
-    def read(self, arrived: Any) -> list[str | bytes]:
-        """The messages that have arrived; none, if that was no whole one.
+    def nudge(self) -> None:
+        """Wake the task that waits for it to be readable."""
+        if self._prompt is not None:
+            self._prompt.wake()
 
-        :param arrived: what awaiting the :meth:`arrival` has returned.
+    def read(self) -> list[str | bytes]:
+        """The messages that have arrived, once it is :meth:`readable`; none, if that was no whole one.
+
+        :raises: as :meth:`receive`.
         """
-        if arrived is not None:
-            # the arrival was `receive`
-            messages: list[str | bytes] = arrived
-            return messages
         assert self._prompt is not None
         data = self._prompt.receive_nowait(READ_SIZE)
         if self._sieve is not None and (text := self._sieve.take(data)) is not None:
@@ -646,10 +648,23 @@ class StreamTransport(Piece):
     def arrival(self) -> Awaitable[Any]:
         if self._error is not None:
             raise fresh(self._error)
-        return self._websocket.arrival()
+        websocket = self._websocket
+        readable = websocket.readable()
+        return websocket.receive() if readable is None else readable
+
+    @property
+    def watched(self) -> bool:
+        return self._websocket.watched
+
+    def readable(self) -> Awaitable[Any] | None:
+        return None if self._error is not None else self._websocket.readable()
+
+    def nudge(self) -> None:
+        self._websocket.nudge()
 
     def read(self, arrived: Any) -> list[Packet]:
-        return self._decode(self._websocket.read(arrived))
+        # what is readable brings nothing by itself
+        return self._decode(self._websocket.read() if arrived is None else arrived)
 
     def failure(self, raised: Exception) -> Exception:
         return raised

@@ -13,7 +13,7 @@ import anyio.lowlevel
 import pytest
 
 from brightsocket_anyio import Brightsocket, ChannelRefused, Connection, ConnectionLost, Refused, open_client
-from brightsocket_anyio.connection import unsettled
+from brightsocket_anyio.settling import unsettled
 
 from ..support import PATIENCE, Raw, identified, joined, raw, serving, serving_in_memory, until
 

@@ -1,0 +1,341 @@
+"""A channel's function that waits at its stream: the message is read in its task, and whatever else may come of that
+wait comes as it would otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from types import FrameType
+from typing import Any
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+from anyio.abc import ObjectReceiveStream
+from anyio.lowlevel import checkpoint
+
+from brightsocket_anyio import Brightsocket, Connection
+
+from .support import PATIENCE, Raw, each_call, identified, serving, until
+
+
+def here() -> int:
+    return anyio.get_current_task().id
+
+
+@asynccontextmanager
+async def peer_of(work: Callable[[Connection], Awaitable[None]], **settings: Any) -> AsyncGenerator[Raw]:
+    """A peer on a channel with that function."""
+    api = Brightsocket(**settings)
+    api.connect("WORK")(work)
+    async with serving(api) as bound, identified(bound, "WORK") as peer:
+        yield peer
+
+
+async def echo(connection: Connection, values: ObjectReceiveStream[Any]) -> None:
+    async for value in values:
+        await connection.send("ECHO", value)
+
+
+async def exchange(peer: Raw, numbers: Iterable[int] = range(3)) -> None:
+    """Each by itself, so that the function waits before the next one comes."""
+    for number in numbers:
+        await peer.event("ECHO", number)
+        await peer.expect_event("ECHO", number)
+        await wait_all_tasks_blocked()
+
+
+async def readers(peer: Raw) -> set[int]:
+    """The tasks in which some messages are read."""
+    tasks: set[int] = set()
+
+    def note(frame: FrameType) -> None:
+        if frame.f_code.co_qualname == "Session.take":
+            tasks.add(here())
+
+    await exchange(peer)
+    with each_call(note):
+        await exchange(peer)
+    return tasks
+
+
+async def test_a_message_is_read_in_the_task_of_the_function_that_waits_for_it() -> None:
+    tasks: set[int] = set()
+
+    async def work(connection: Connection) -> None:
+        tasks.add(here())
+        async with connection.receive("ECHO") as values:
+            await echo(connection, values)
+
+    async with peer_of(work) as peer:
+        assert await readers(peer) == tasks
+
+
+async def test_a_function_that_waits_for_something_else_lets_others_read() -> None:
+    async def work(connection: Connection) -> None:
+        release = anyio.Event()
+        connection.on("RELEASE")(lambda: release.set())
+
+        @connection.on("ASK")
+        async def ask() -> None:
+            await connection.send("TOLD")
+
+        async with connection.receive("ECHO") as values:
+            async for value in values:
+                await release.wait()
+                release = anyio.Event()
+                await connection.send("ECHO", value)
+
+    async with peer_of(work) as peer:
+        for number in range(3):
+            await peer.event("ECHO", number)
+            await peer.event("ASK")
+            await peer.expect_event("TOLD")
+            await peer.event("RELEASE")
+            await peer.expect_event("ECHO", number)
+
+
+async def test_a_function_that_always_waits_for_something_else_next_is_not_asked_to_read() -> None:
+    """To lend it the reading would only cost two switches more."""
+
+    async def work(connection: Connection) -> None:
+        tasks.add(here())
+        async with connection.receive("ECHO") as values:
+            async for value in values:
+                await checkpoint()
+                await connection.send("ECHO", value)
+
+    tasks: set[int] = set()
+    async with peer_of(work) as peer:
+        assert not tasks & await readers(peer)
+
+
+async def test_handlers_go_on_while_the_function_waits() -> None:
+    async def work(connection: Connection) -> None:
+        release = anyio.Event()
+
+        @connection.on("BLOCK")
+        async def block() -> None:
+            await release.wait()
+            await connection.send("RELEASED")
+
+        @connection.on("RELEASE")
+        def free() -> None:
+            nonlocal release
+            release.set()
+            release = anyio.Event()
+
+        async with connection.receive("ECHO") as values:
+            await echo(connection, values)
+
+    async with peer_of(work) as peer:
+        await exchange(peer)
+        for _ in range(3):
+            await peer.event("BLOCK")
+            await exchange(peer)
+            await peer.event("RELEASE")
+            await peer.expect_event("RELEASED")
+
+
+async def test_what_a_filter_lets_pass_later_wakes_it() -> None:
+    async def work(connection: Connection) -> None:
+        @connection.add_filter
+        async def wait(action: str, payload: Any, forward: Callable[[], Awaitable[None]]) -> None:
+            # until all are blocked, the function among them
+            await wait_all_tasks_blocked()
+            await forward()
+
+        async with connection.receive("ECHO") as values:
+            await echo(connection, values)
+
+    async with peer_of(work) as peer:
+        await exchange(peer, range(5))
+
+
+async def test_a_receiver_that_was_in_its_way_wakes_it() -> None:
+    """Every receiver gets each item, when all have room."""
+
+    async def work(connection: Connection) -> None:
+        others.append(connection.receive("ECHO"))
+        async with connection.receive("ECHO") as values:
+            await echo(connection, values)
+
+    others: list[ObjectReceiveStream[Any]] = []
+    async with peer_of(work, max_buffered_messages=1) as peer:
+        await exchange(peer, range(1))
+        for number in range(5):
+            await peer.event("ECHO", number + 1)
+            await wait_all_tasks_blocked()
+            assert await others[0].receive() == number
+            await peer.expect_event("ECHO", number + 1)
+            await wait_all_tasks_blocked()
+
+
+async def test_another_task_that_closes_the_stream_wakes_it() -> None:
+    async def work(connection: Connection) -> None:
+        values = connection.receive("ECHO")
+        connection.on("CLOSE")(values.aclose)
+        with pytest.raises(anyio.ClosedResourceError):
+            await echo(connection, values)
+        await connection.send("CLOSED")
+
+    async with peer_of(work) as peer:
+        await exchange(peer)
+        await peer.event("CLOSE")
+        await peer.expect_event("CLOSED")
+
+
+async def test_a_scope_that_is_cancelled_around_the_wait_loses_nothing() -> None:
+    async def work(connection: Connection) -> None:
+        scope = anyio.CancelScope()
+        connection.on("STOP")(lambda: scope.cancel())
+        async with connection.receive("ECHO") as values:
+            while True:
+                with scope:
+                    await echo(connection, values)
+                scope = anyio.CancelScope()
+                await connection.send("STOPPED")
+
+    async with peer_of(work) as peer:
+        for _ in range(3):
+            await exchange(peer)
+            await peer.event("STOP")
+            await peer.expect_event("STOPPED")
+        # with what is to be cancelled, and what comes after that, in one read
+        for text in ("STOP", "ECHO", "STOP", "ECHO"):
+            peer.protocol.send_text(f'42["{text}"]'.encode())
+        await peer.send()
+        answers: list[str | bytes] = []
+        while answers.count('42["ECHO",null]') < 2:
+            answers.append(await peer.receive())
+
+
+@pytest.mark.mock_clock
+async def test_a_deadline_around_the_wait() -> None:
+    async def work(connection: Connection) -> None:
+        async with connection.receive("ECHO") as values:
+            while True:
+                with anyio.move_on_after(5):
+                    await echo(connection, values)
+                await connection.send("LATE")
+
+    async with peer_of(work, ping_interval=100) as peer:
+        for _ in range(3):
+            await exchange(peer)
+            began = anyio.current_time()
+            await peer.expect_event("LATE")
+            assert anyio.current_time() - began <= 5
+            await wait_all_tasks_blocked()
+
+
+async def test_several_tasks_that_wait_at_once() -> None:
+    async def work(connection: Connection) -> None:
+        async def answer(action: str) -> None:
+            async with connection.receive(action) as values:
+                async for value in values:
+                    await connection.send(action, value)
+
+        async with anyio.create_task_group() as tg:
+            for action in ("FIRST", "SECOND"):
+                tg.start_soon(answer, action)
+            await answer("ECHO")
+
+    async with peer_of(work) as peer:
+        for number in range(5):
+            for action in ("ECHO", "FIRST", "ECHO", "SECOND"):
+                await peer.event(action, number)
+                await peer.expect_event(action, number)
+                await wait_all_tasks_blocked()
+
+
+async def test_who_is_shielded_hears_of_the_end() -> None:
+    ends: list[Exception] = []
+
+    async def work(connection: Connection) -> None:
+        with anyio.CancelScope(shield=True):
+            async with connection.receive("ECHO") as values:
+                try:
+                    while True:
+                        await connection.send("ECHO", await values.receive())
+                except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
+                    ends.append(exc)
+
+    async with peer_of(work) as peer:
+        await exchange(peer)
+        await peer.vanish()
+        await until(lambda: ends)
+
+
+async def test_more_than_there_is_room_for_comes_in_order() -> None:
+    async def work(connection: Connection) -> None:
+        async with connection.receive("NUMBER") as numbers:
+            for wanted in range(2000):
+                assert await numbers.receive() == wanted
+                if wanted % 7 == 0:
+                    await checkpoint()
+        await connection.send("ALL")
+
+    async with peer_of(work, max_buffered_messages=3) as peer:
+        for number in range(2000):
+            peer.protocol.send_text(f'42["NUMBER",{number}]'.encode())
+        await peer.send()
+        await peer.expect_event("ALL")
+
+
+async def test_a_message_that_makes_no_sense_ends_the_session() -> None:
+    async def work(connection: Connection) -> None:
+        async with connection.receive("ECHO") as values:
+            await echo(connection, values)
+
+    async with peer_of(work) as peer:
+        await exchange(peer)
+        await peer.send('42{"this is":"no list"}')
+        with anyio.fail_after(PATIENCE):
+            await peer.drain()
+
+
+async def test_the_worker_reads_on_when_the_function_has_returned() -> None:
+    async def work(connection: Connection) -> None:
+        async with connection.receive("ECHO") as values:
+            for _ in range(6):
+                await connection.send("ECHO", await values.receive())
+
+        @connection.on("ECHO")
+        async def once_more(value: Any) -> None:
+            tasks.add(here())
+            await connection.send("ECHO", value)
+
+    tasks: set[int] = set()
+    async with peer_of(work) as peer:
+        await exchange(peer, range(6))
+        assert await readers(peer) == tasks
+
+
+if sys.version_info >= (3, 12):
+
+    @pytest.mark.parametrize("anyio_backend", ["asyncio", "asyncio+uvloop"], indirect=True)
+    async def test_a_task_that_begins_to_wait_inside_of_the_function_s_step() -> None:
+        """Asyncio's eager tasks do."""
+
+        async def work(connection: Connection) -> None:
+            async def second(values: ObjectReceiveStream[Any]) -> None:
+                async for value in values:
+                    await connection.send("SECOND", value)
+
+            seconds = connection.receive("SECOND")
+            async with connection.receive("ECHO") as values:
+                await connection.send("ECHO", await values.receive())
+                task = asyncio.eager_task_factory(asyncio.get_running_loop(), second(seconds))
+                try:
+                    await echo(connection, values)
+                finally:
+                    task.cancel()
+
+        async with peer_of(work) as peer:
+            for number in range(5):
+                await exchange(peer)
+                await peer.event("SECOND", number)
+                await peer.expect_event("SECOND", number)
+                await wait_all_tasks_blocked()
