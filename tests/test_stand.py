@@ -18,7 +18,7 @@ from anyio.lowlevel import checkpoint
 
 from brightsocket_anyio import Brightsocket, Connection
 
-from .support import PATIENCE, Raw, each_call, identified, serving, until
+from .support import PATIENCE, Raw, behind_uvicorn, each_call, identified, serving, until
 
 
 def here() -> int:
@@ -47,18 +47,21 @@ async def exchange(peer: Raw, numbers: Iterable[int] = range(3)) -> None:
         await wait_all_tasks_blocked()
 
 
-async def readers(peer: Raw) -> set[int]:
-    """The tasks in which some messages are read."""
+async def readers(peer: Raw) -> tuple[set[int], int]:
+    """The tasks in which some messages are read, and how many times one of them was lent that and gave it back."""
     tasks: set[int] = set()
+    returned = 0
 
     def note(frame: FrameType) -> None:
+        nonlocal returned
         if frame.f_code.co_qualname == "Session.take":
             tasks.add(here())
+        returned += frame.f_code.co_qualname == "Session.take_back"
 
     await exchange(peer)
     with each_call(note):
         await exchange(peer)
-    return tasks
+    return tasks, returned
 
 
 async def test_a_message_is_read_in_the_task_of_the_function_that_waits_for_it() -> None:
@@ -70,7 +73,7 @@ async def test_a_message_is_read_in_the_task_of_the_function_that_waits_for_it()
             await echo(connection, values)
 
     async with peer_of(work) as peer:
-        assert await readers(peer) == tasks
+        assert await readers(peer) == (tasks, 0)
 
 
 async def test_a_function_that_waits_for_something_else_lets_others_read() -> None:
@@ -109,7 +112,27 @@ async def test_a_function_that_always_waits_for_something_else_next_is_not_asked
 
     tasks: set[int] = set()
     async with peer_of(work) as peer:
-        assert not tasks & await readers(peer)
+        reading, returned = await readers(peer)
+        assert not tasks & reading
+        assert not returned
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "asyncio+uvloop"], indirect=True)
+async def test_nor_is_one_where_the_socket_is_somebody_else_s() -> None:
+    """What an ASGI server's ``receive`` does is not for whatever scope the function has opened."""
+    tasks: set[int] = set()
+    api = Brightsocket()
+
+    @api.connect("WORK")
+    async def work(connection: Connection) -> None:
+        tasks.add(here())
+        async with connection.receive("ECHO") as values:
+            await echo(connection, values)
+
+    async with behind_uvicorn(api) as bound, identified(bound, "WORK") as peer:
+        reading, returned = await readers(peer)
+        assert not tasks & reading
+        assert not returned
 
 
 async def test_handlers_go_on_while_the_function_waits() -> None:
@@ -127,11 +150,21 @@ async def test_handlers_go_on_while_the_function_waits() -> None:
             release.set()
             release = anyio.Event()
 
+        @connection.on("ASK")
+        async def ask() -> None:
+            await connection.send("TOLD")
+
         async with connection.receive("ECHO") as values:
             await echo(connection, values)
 
     async with peer_of(work) as peer:
         await exchange(peer)
+        for _ in range(3):
+            await peer.event("ASK")
+            await peer.expect_event("TOLD")
+            await exchange(peer)
+            # a task for them stays
+            assert [task.name for task in anyio.get_running_tasks()].count("brightsocket worker") == 1
         for _ in range(3):
             await peer.event("BLOCK")
             await exchange(peer)
@@ -310,7 +343,7 @@ async def test_the_worker_reads_on_when_the_function_has_returned() -> None:
     tasks: set[int] = set()
     async with peer_of(work) as peer:
         await exchange(peer, range(6))
-        assert await readers(peer) == tasks
+        assert await readers(peer) == (tasks, 0)
 
 
 if sys.version_info >= (3, 12):
