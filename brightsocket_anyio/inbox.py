@@ -101,6 +101,11 @@ class Receiver(Buffer, ABC):
         """Take an item, for which there is room. If the peer made a call, and this receiver is the item's answerer, it
         is this one's to answer."""
 
+    def freed(self) -> None:
+        """To be called when room has come free in the buffer."""
+        if self.inbox is not None:
+            self.inbox.freed(self.action)
+
 
 class Lane(Buffer):
     """What has arrived for one action and waits, and the action's receivers.

@@ -104,8 +104,7 @@ class Stream(Receiver, ObjectReceiveStream[Any]):
             self._run = 0
             await self._arrived.wait()
         item = self.pop()
-        if (inbox := self.inbox) is not None:
-            inbox.freed(self.action)
+        self.freed()
         return unpack(item.args)
 
     async def aclose(self) -> None:
@@ -172,7 +171,6 @@ class Handler(Receiver):
             if self.items:
                 # behind those of other actions that wait for a worker already
                 self._workers.submit(partial(self._work, self.pop()))
-                if self.inbox is not None:
-                    self.inbox.freed(self.action)
+                self.freed()
             else:
                 self._running -= 1

@@ -666,10 +666,9 @@ class Session(_SessionFields):
         """As :meth:`PromptTransport.readable <brightsocket_anyio.transport.PromptTransport.readable>`."""
         return None if (prompt := self._prompt) is None else prompt.readable()
 
-    def nudge(self) -> None:
+    def nudge(self) -> bool:
         """As :meth:`PromptTransport.nudge <brightsocket_anyio.transport.PromptTransport.nudge>`."""
-        if self._prompt is not None:
-            self._prompt.nudge()
+        return self._prompt is not None and self._prompt.nudge()
 
     def read(self, arrived: Any, /) -> list[Packet]:
         """As :meth:`PromptTransport.read <brightsocket_anyio.transport.PromptTransport.read>`."""

@@ -25,8 +25,8 @@ class Host(Protocol):
 class Attendant(Protocol):
     """What the host waits for while its job waits at a stand."""
 
-    def nudge(self) -> None:
-        """Have that wait come to its end."""
+    def nudge(self) -> bool:
+        """Have that wait come to its end; returns whether it was still going on."""
         ...
 
 
@@ -37,19 +37,21 @@ class Stand(Piece, Parking):
     To whoever else sees what :meth:`wait` yields, it is what the event loop needs to see.
 
     :param host: may be missing; then it is a parking like others.
-    :ivar token: what the wait yields.
+    :ivar token: what the latest wait has yielded.
     :ivar attendant: for the host: what it waits for instead, as long as it does.
     """
 
-    __slots__ = ("_host", "_steps", "attendant", "token")
+    __slots__ = ("_attended", "_host", "_spare", "attendant", "token")
 
     def __init__(self, host: Host | None = None) -> None:
         super().__init__()
         self._host = host
-        #: the loop's own wait, which has begun, and serves until it has really been waited for
-        self._steps: Generator[Any, Any, Any] | None = None
+        #: a wait of the loop's own, and what it has yielded, that has begun and was not needed
+        self._spare: tuple[Generator[Any, Any, Any], Any] | None = None
         self.token: Any = _NEVER
         self.attendant: Attendant | None = None
+        #: whether the wait is over because the host says so
+        self._attended = False
 
     @types.coroutine
     def wait(self) -> Generator[Any, Any, None]:
@@ -58,20 +60,26 @@ class Stand(Piece, Parking):
         :raises anyio.BusyResourceError: another task waits.
         """
         if self._task is not None or self._future is not None:
-            raise anyio.BusyResourceError("receiving from")
-        if (steps := self._steps) is None:
-            steps = self._steps = Parking.wait(self).__await__()
-            self.token = next(steps)
-        elif self._loop is None:
-            self._task = trio.lowlevel.current_task()
+            if self.taken if self.attendant is None else self.attendant.nudge():
+                raise anyio.BusyResourceError("receiving from")
+            # whoever waited has been cancelled or woken, and has not run since
+            self._vacate()
+        if self._spare is None:
+            steps = Parking.wait(self).__await__()
+            token = next(steps)
         else:
-            self._future = self.token
+            (steps, token), self._spare = self._spare, None
+            if self._loop is None:
+                self._task = trio.lowlevel.current_task()
+            else:
+                self._future = token
+        self.token = token
         if self._host is not None:
             self._host.stand = self
         attended = False
         try:
-            value = yield self.token
-            attended = value is ATTENDED
+            value = yield token
+            attended, self._attended = self._attended, False
             if not attended:
                 # by which it is over
                 steps.send(value)
@@ -80,28 +88,39 @@ class Stand(Piece, Parking):
         finally:
             # Trio's is an outcome, which may have an exception that refers to this frame
             value = None
-            if not attended:
-                self.leave()
-                self.let_go()
+            # else somebody else has begun to wait
+            if self.token is token:
+                if attended and self._host is not None:
+                    self._spare = steps, token
+                else:
+                    self._vacate()
+                    self._forget()
 
     def wake(self) -> bool:
         if self.attendant is not None:
-            self.attendant.nudge()
-            return True
+            return self.attendant.nudge()
         return (self._task is not None or self._future is not None) and super().wake()
 
-    def leave(self) -> None:
-        """For the host: its job waits no more, and gets :data:`ATTENDED`, or an exception."""
-        self.attendant = self._task = self._future = None
+    def resume(self, attendant: Attendant) -> None:
+        """For the host: it goes on with its job, since the attendant's wait is over, in the same step."""
+        if self.attendant is attendant:
+            self._vacate()
+        self._attended = True
 
     def let_go(self) -> None:
-        """Nobody waits, and perhaps nobody will again. What is kept for the next time refers to itself."""
-        self._steps, self.token = None, _NEVER
+        """Nobody will wait here any more, or not often."""
+        self._forget()
+        self._host = None
+
+    def _vacate(self) -> None:
+        self.attendant = self._task = self._future = None
+
+    def _forget(self) -> None:
+        """Keep nothing for the next time: it refers to itself."""
+        self._spare, self.token = None, _NEVER
         if self._host is not None and self._host.stand is self:
             self._host.stand = None
 
 
 #: what nobody yields; asyncio's ``sleep(0)`` yields ``None``
 _NEVER: Final = object()
-#: what a job gets that has waited at a stand while its host has done something else
-ATTENDED: Final = object()

@@ -84,24 +84,25 @@ class PromptTransport(Transport, Protocol):
         """
         ...
 
-    @property
-    def watched(self) -> bool:
-        """Whether :meth:`readable` gives anything, mostly."""
-        ...
-
     def readable(self) -> Awaitable[Any] | None:
         """The same, if it is nothing but to wait for the peer: it may be awaited in whatever scope, and ends early at a
         :meth:`nudge`. ``None`` if there is more to it, or nothing more to wait for."""
         ...
 
-    def nudge(self) -> None:
-        """Have what :meth:`readable` has given come to its end, perhaps with nothing."""
+    def nudge(self) -> bool:
+        """Have what :meth:`readable` has given come to its end, perhaps with nothing; returns whether somebody has
+        waited for it."""
+        ...
+
+    @property
+    def watched(self) -> bool:
+        """Whether :meth:`readable` can give anything at all."""
         ...
 
     def read(self, arrived: Any) -> list[Packet]:
         """The packets that have arrived; none, if that was nothing whole.
 
-        :param arrived: what awaiting the :meth:`arrival` has returned.
+        :param arrived: what awaiting the :meth:`arrival` has returned; ``None`` for what is :meth:`readable`.
         :raises: as :meth:`receive`, when all that had come before has been read.
         """
         ...

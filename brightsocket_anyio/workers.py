@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from .parking import Parking, Tasks
 from .prefetch import Piece
-from .stand import ATTENDED, Stand
+from .stand import Stand
 
 Job = Callable[[], Coroutine[Any, Any, None]]
 
@@ -27,14 +27,15 @@ class Reading(Protocol):
         """The same, if it is nothing but to wait for the peer, in whatever scope, and ends early at a :meth:`nudge`."""
         ...
 
-    def nudge(self) -> None:
-        """Have what :meth:`readable` has given come to its end, perhaps with nothing."""
+    def nudge(self) -> bool:
+        """Have what :meth:`readable` has given come to its end, perhaps with nothing; returns whether somebody has
+        waited for it."""
         ...
 
     def read(self, arrived: Any, /) -> list[Any]:
         """What has come; nothing, if that was nothing whole.
 
-        :param arrived: what awaiting the :meth:`arrival` has returned, or what is :meth:`readable`.
+        :param arrived: what awaiting the :meth:`arrival` has returned; ``None`` for what is :meth:`readable`.
         :raises Exception: there is nothing more to wait for.
         """
         ...
@@ -72,12 +73,12 @@ class Workers(Piece):
     """
 
     __slots__ = (
-        "_attending",
         "_coming",
         "_enter",
         "_finishing",
         "_helpers",
         "_jobs",
+        "_occupied",
         "_parked_at",
         "_parking",
         "_reading",
@@ -105,8 +106,8 @@ class Workers(Piece):
         self._reading: Reading | None = None
         self.stand: Stand | None = None
         #: whether the worker that is always there has a job that has blocked
-        self._attending = False
-        #: the stand at which that job waits, while nothing is read
+        self._occupied = False
+        #: the stand at which that job waits, or waited until it was woken, while this does not read
         self._parked_at: Stand | None = None
         #: whether it has come straight back to its stand the last time that it went on from one
         self._steady = False
@@ -164,7 +165,8 @@ class Workers(Piece):
 
     @property
     def standing_by(self) -> bool:
-        """The same if its job waits at a stand: whether that has been woken, and is likely to come straight back."""
+        """Whether the worker that is always there has a job whose stand has just been woken, and is likely to come
+        straight back to it."""
         return (stand := self._parked_at) is not None and self._steady and not stand.taken and not self._finishing
 
     def lend(self, reading: Reading) -> None:
@@ -201,7 +203,7 @@ class Workers(Piece):
                 if self._finishing and not self._running:
                     self._parking.wake()
                     return
-                if self._parking.taken or (self._reading is not None and not self._attending):
+                if self._parking.taken or (self._reading is not None and not self._occupied):
                     return
                 await self._parking.wait()
         finally:
@@ -238,7 +240,7 @@ class Workers(Piece):
         if self._jobs:
             self._call()
         if always_there:
-            self._attending = True
+            self._occupied = True
         stood = False
         try:
             while True:
@@ -250,23 +252,12 @@ class Workers(Piece):
                 stood = stand is not None
                 step: Callable[[Any], Any] = job.send
                 value: Any = None
+                reading = None if stand is None else self._reading
+                readable = None if reading is None else reading.readable()
                 try:
-                    if (
-                        stand is not None
-                        and (reading := self._reading) is not None
-                        and (readable := reading.readable()) is not None
-                    ):
+                    if stand is not None and reading is not None and readable is not None:
                         stand.attendant = reading
                         yield from readable.__await__()
-                        stand.leave()
-                        value = ATTENDED
-                        try:
-                            more = reading.take(reading.read(None))
-                        except Exception as exc:
-                            reading.lose(exc)
-                            more = False
-                        if not more:
-                            self._return_reading()
                     else:
                         if always_there:
                             self._return_reading()
@@ -274,8 +265,12 @@ class Workers(Piece):
                         value = yield waited_for
                 except BaseException as exc:
                     step, value = job.throw, exc
+                else:
+                    if stand is not None and reading is not None and readable is not None:
+                        self._read(reading, stand)
                 if always_there:
                     self._parked_at = None
+                del readable
                 try:
                     waited_for = step(value)
                 except StopIteration:
@@ -285,8 +280,28 @@ class Workers(Piece):
                     del step, value
         finally:
             if always_there:
-                self._attending = False
+                self._occupied = False
             self._running -= 1
+
+    def _read(self, reading: Reading, stand: Stand) -> None:
+        """Take what has come while a job waits at a stand, with which the job goes on next."""
+        # first: what is taken is not to wake it
+        stand.resume(reading)
+        more = False
+        try:
+            try:
+                more = reading.take(reading.read(None))
+            except Exception as exc:
+                reading.lose(exc)
+        except Exception as exc:
+            # no fault of the job's: it ends as whatever else is in the scope
+            self._task_group.start_soon(_fail, exc, name="brightsocket failure")
+        if not more:
+            self._return_reading()
+
+
+async def _fail(exc: Exception) -> None:
+    raise exc
 
 
 #: a coroutine that has begun, and what it waits for

@@ -31,10 +31,6 @@ class Taker(Receiver):
         self.freed()
         return item.args[0]
 
-    def freed(self) -> None:
-        if self.inbox is not None:
-            self.inbox.freed(self.action)
-
 
 class Box:
     """An inbox, and what it has told its owner."""

@@ -48,8 +48,8 @@ class Given:
     def readable(self) -> None:
         return None
 
-    def nudge(self) -> None:
-        pass
+    def nudge(self) -> bool:
+        return False
 
     def read(self, arrived: Any, /) -> list[Any]:
         return [arrived]

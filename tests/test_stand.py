@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+import types
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
+from contextlib import asynccontextmanager, suppress
 from types import FrameType
 from typing import Any
 
 import anyio
 import pytest
+import sniffio
 from anyio import wait_all_tasks_blocked
 from anyio.abc import ObjectReceiveStream
 from anyio.lowlevel import checkpoint
 
 from brightsocket_anyio import Brightsocket, Connection
+from brightsocket_anyio.protocol.engineio import Packet
+from brightsocket_anyio.session import Session
 
 from .support import PATIENCE, Raw, behind_uvicorn, each_call, identified, serving, until
 
@@ -281,6 +285,144 @@ async def test_several_tasks_that_wait_at_once() -> None:
                 await peer.event(action, number)
                 await peer.expect_event(action, number)
                 await wait_all_tasks_blocked()
+
+
+@pytest.mark.parametrize("attended", [False, True])
+async def test_a_task_that_takes_the_stream_over_from_one_that_it_has_just_cancelled(attended: bool) -> None:
+    """Before that one can see it."""
+
+    async def work(connection: Connection) -> None:
+        go = anyio.Event()
+        connection.on("GO")(lambda: go.set())
+
+        async def take_over() -> None:
+            await go.wait()
+            scope.cancel()
+            for _ in range(2):
+                await connection.send("SECOND", await values.receive())
+
+        async with connection.receive("ECHO") as values, anyio.create_task_group() as tg:
+            scope = anyio.CancelScope()
+            tg.start_soon(take_over)
+            with scope:
+                await echo(connection, values)
+
+    async with peer_of(work) as peer:
+        if attended:
+            await exchange(peer)
+        await peer.event("GO")
+        await wait_all_tasks_blocked()
+        for number in range(2):
+            await peer.event("ECHO", number)
+            await peer.expect_event("SECOND", number)
+            await wait_all_tasks_blocked()
+
+
+async def test_two_tasks_that_receive_from_it_by_turns() -> None:
+    """One of them asks for more while the other one has been woken, and has not run."""
+
+    async def work(connection: Connection) -> None:
+        async def receive() -> None:
+            while True:
+                with suppress(anyio.BusyResourceError):
+                    numbers.append(await values.receive())
+                await checkpoint()
+
+        @connection.on("ECHO")
+        async def once(value: int) -> None:
+            with suppress(anyio.BusyResourceError):
+                numbers.append(await values.receive())
+                numbers.append(await values.receive())
+
+        async with connection.receive("ECHO") as values, anyio.create_task_group() as tg:
+            tg.start_soon(receive)
+            await receive()
+
+    numbers: list[int] = []
+    async with peer_of(work) as peer:
+        for number in range(50):
+            await peer.event("ECHO", number)
+            await until(lambda: len(numbers) > number)  # noqa: B023
+    assert sorted(numbers) == list(range(50))
+
+
+async def test_a_coroutine_that_somebody_in_between_drives_by_hand() -> None:
+    """And goes on with ``None``, by which asyncio's own futures end, or with what it has got, as Trio's."""
+
+    @types.coroutine
+    def drive(coroutine: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        value = None
+        while True:
+            try:
+                waited_for = coroutine.send(value)
+            except StopIteration as exc:
+                return exc.value
+            value = yield waited_for
+            if sniffio.current_async_library() == "asyncio":
+                value = None
+
+    async def work(connection: Connection) -> None:
+        async with connection.receive("ECHO") as values:
+            while True:
+                await connection.send("ECHO", await drive(values.receive()))
+
+    async with peer_of(work) as peer:
+        await exchange(peer, range(6))
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "asyncio+uvloop"], indirect=True)
+async def test_asyncio_s_own_cancellations() -> None:
+    async def work(connection: Connection) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        connection.on("CANCEL")(lambda: task.cancel() and None)
+        async with connection.receive("ECHO") as values:
+            while True:
+                try:
+                    await echo(connection, values)
+                except asyncio.CancelledError:
+                    if not task.uncancel():
+                        await connection.send("CANCELLED")
+                        continue
+                    raise
+
+    async with peer_of(work) as peer:
+        for _ in range(3):
+            await exchange(peer)
+            await peer.event("CANCEL")
+            await peer.expect_event("CANCELLED")
+
+
+async def test_a_bug_of_ours_is_none_of_the_function_s(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ends the one session, as it does wherever else it comes up."""
+
+    def take(self: Session, packets: list[Packet], /) -> bool:
+        if here() in tasks:
+            raise KeyError("a bug")
+        return original(self, packets)
+
+    async def work(connection: Connection) -> None:
+        async with connection.receive("ECHO") as values:
+            try:
+                await connection.send("ECHO", await values.receive())
+                await connection.send("ECHO", await values.receive())
+                tasks.add(here())
+                await values.receive()
+            except Exception as exc:
+                caught.append(exc)
+
+    tasks: set[int] = set()
+    caught: list[Exception] = []
+    original = Session.take
+    async with peer_of(work) as peer:
+        await exchange(peer, range(2))
+        monkeypatch.setattr(Session, "take", take)
+        await peer.event("ECHO")
+        await peer.drain()
+    assert "a bug" in caplog.text
+    assert not caught
 
 
 async def test_who_is_shielded_hears_of_the_end() -> None:

@@ -197,6 +197,35 @@ async def test_a_pong_and_what_was_sent_before_it() -> None:
             second.got = b""
 
 
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_pong_for_which_there_is_no_room(late: bool) -> None:
+    """It goes out as soon as there is, behind what was taken before, whoever sends that."""
+    async with pairs(1) as (watch, [(stream, there)]), anyio.create_task_group() as tg:
+        peer = Peer(stream, there)
+        filled = 0
+        while count := stream.send_nowait(b"x" * 1000):
+            filled += count
+        answer = b""
+        if late:
+            watch.turn.begin()
+            answer = frame(b"a" * 200)
+            assert peer.send(answer)
+        there.send(b"\x89\x81\0\0\0\0p")
+        assert peer.websocket.read() == []
+        watch.turn.end()
+        assert peer.stuck == late
+        # it is not enough to wait for the socket
+        assert peer.websocket.readable() is None
+        tg.start_soon(peer.websocket.receive)
+        if late:
+            tg.start_soon(peer.websocket.send_frames, b"")
+        whole = filled + len(answer) + 3
+        await until(lambda: len(peer.read()) == whole)
+        assert peer.got[filled:] == answer + b"\x8a\x01p"
+        assert peer.websocket.flushed
+        tg.cancel_scope.cancel()
+
+
 async def test_a_close_frame_comes_behind_it() -> None:
     async def close(peer: Peer) -> None:
         await peer.websocket.aclose(1000)

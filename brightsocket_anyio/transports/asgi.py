@@ -112,8 +112,8 @@ class ASGIWebSocketTransport:
     def readable(self) -> None:
         return None
 
-    def nudge(self) -> None:
-        pass
+    def nudge(self) -> bool:
+        return False
 
     async def _receive_later(self) -> Message:
         await checkpoint()

@@ -355,10 +355,9 @@ class WebSocket(_WebSocketFields):
             return None
         return prompt.wait_readable()
 
-    def nudge(self) -> None:
-        """Wake the task that waits for it to be readable."""
-        if self._prompt is not None:
-            self._prompt.wake()
+    def nudge(self) -> bool:
+        """Wake the task that waits for it to be readable; returns whether one did."""
+        return self._prompt is not None and self._prompt.wake()
 
     def read(self) -> list[str | bytes]:
         """The messages that have arrived, once it is :meth:`readable`; none, if that was no whole one.
@@ -499,10 +498,16 @@ class WebSocket(_WebSocketFields):
         """Write as much of them as there is room for; returns whether that was all."""
         if (prompt := self._free_to_write()) is None:
             return False
-        data = b"".join([self._head, self._tail, *self._core.data_to_send()])
-        self._late = False
-        self._head, self._tail = b"", data[prompt.send_nowait(data) :]
-        return not self._tail
+        own = b"".join(self._core.data_to_send())
+        data = b"".join([self._head, self._tail, own])
+        rest = data[prompt.send_nowait(data) :]
+        late = len(rest) - len(own) if self._late else 0
+        self._head = b""
+        self._late = late > 0
+        self._tail, rest = (rest[:late], own) if self._late else (b"", rest)
+        if rest:
+            self._core.writes = [rest]
+        return not rest
 
     # -- the end
 
@@ -659,8 +664,8 @@ class StreamTransport(Piece):
     def readable(self) -> Awaitable[Any] | None:
         return None if self._error is not None else self._websocket.readable()
 
-    def nudge(self) -> None:
-        self._websocket.nudge()
+    def nudge(self) -> bool:
+        return self._websocket.nudge()
 
     def read(self, arrived: Any) -> list[Packet]:
         # what is readable brings nothing by itself

@@ -23,7 +23,7 @@ class Late(Protocol):
 class Turn:
     """One turn of the loop after the other: those in which several sockets can be read.
 
-    :ivar going_on: whether what is sent now is written at the end. It is for a moment only: nobody waits meanwhile.
+    :ivar going_on: whether what is sent now is written at the end, which is soon: nobody waits for anything before it.
     """
 
     __slots__ = ("_late", "going_on")
@@ -39,7 +39,7 @@ class Turn:
     def add(self, late: Late, stuck: Callable[[], None]) -> None:
         """Have something written at the end, in the order in which it was added.
 
-        :param stuck: called if a part of it is left, which its owner has to send.
+        :param stuck: called if a part of it is left, which its owner has to send. It must not raise.
         """
         self._late.append((late, stuck))
 
