@@ -72,8 +72,7 @@ class Stream(Receiver, ObjectReceiveStream[Any]):
 
     def end(self, end: End) -> None:
         self._end = end
-        self._arrived.wake()
-        self._arrived.let_go()
+        self._arrived.close()
 
     async def receive(self) -> Any:
         """Wait for the action's next payload. Safe to cancel.
@@ -116,8 +115,7 @@ class Stream(Receiver, ObjectReceiveStream[Any]):
         if not self._closed:
             self._closed = True
             self._owner.forget(self)
-            self._arrived.wake()
-            self._arrived.let_go()
+            self._arrived.close()
 
 
 class Handler(Receiver):

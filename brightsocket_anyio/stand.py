@@ -107,8 +107,9 @@ class Stand(Piece, Parking):
             self._vacate()
         self._attended = True
 
-    def let_go(self) -> None:
-        """Nobody will wait here any more, or not often."""
+    def close(self) -> None:
+        """Wake the task that waits, if one does. Whoever waits later, waits as at other parkings. Idempotent."""
+        self.wake()
         self._forget()
         self._host = None
 

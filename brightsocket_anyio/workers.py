@@ -252,12 +252,15 @@ class Workers(Piece):
                 stood = stand is not None
                 step: Callable[[Any], Any] = job.send
                 value: Any = None
-                reading = None if stand is None else self._reading
-                readable = None if reading is None else reading.readable()
                 try:
-                    if stand is not None and reading is not None and readable is not None:
+                    if (
+                        stand is not None
+                        and (reading := self._reading) is not None
+                        and (readable := reading.readable()) is not None
+                    ):
                         stand.attendant = reading
                         yield from readable.__await__()
+                        self._read(reading, stand)
                     else:
                         if always_there:
                             self._return_reading()
@@ -265,12 +268,8 @@ class Workers(Piece):
                         value = yield waited_for
                 except BaseException as exc:
                     step, value = job.throw, exc
-                else:
-                    if stand is not None and reading is not None and readable is not None:
-                        self._read(reading, stand)
                 if always_there:
                     self._parked_at = None
-                del readable
                 try:
                     waited_for = step(value)
                 except StopIteration:
@@ -284,7 +283,8 @@ class Workers(Piece):
             self._running -= 1
 
     def _read(self, reading: Reading, stand: Stand) -> None:
-        """Take what has come while a job waits at a stand, with which the job goes on next."""
+        """Take what has come while a job waits at a stand, with which the job goes on next. What goes wrong is for the
+        scope, and not for the job."""
         # first: what is taken is not to wake it
         stand.resume(reading)
         more = False
@@ -294,7 +294,6 @@ class Workers(Piece):
             except Exception as exc:
                 reading.lose(exc)
         except Exception as exc:
-            # no fault of the job's: it ends as whatever else is in the scope
             self._task_group.start_soon(_fail, exc, name="brightsocket failure")
         if not more:
             self._return_reading()

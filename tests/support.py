@@ -207,6 +207,11 @@ async def serving_in_memory(api: Brightsocket, capacity: float = math.inf) -> As
         tg.cancel_scope.cancel()
 
 
+def here() -> int:
+    """The current task's identity, while it lives."""
+    return anyio.get_current_task().id
+
+
 async def until(condition: Callable[[], object]) -> None:
     """Let the other tasks run until a condition holds."""
     with anyio.fail_after(PATIENCE):

@@ -14,12 +14,7 @@ from anyio import wait_all_tasks_blocked
 from brightsocket_anyio import Bound, Brightsocket, Connection, open_client
 from brightsocket_anyio.workers import Workers
 
-from .support import PATIENCE, Raw, identified, serving, until
-
-
-def here() -> int:
-    return anyio.get_current_task().id
-
+from .support import PATIENCE, Raw, here, identified, serving, until
 
 # -- the workers
 

@@ -8,6 +8,7 @@ import sys
 import types
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -22,11 +23,7 @@ from brightsocket_anyio import Brightsocket, Connection
 from brightsocket_anyio.protocol.engineio import Packet
 from brightsocket_anyio.session import Session
 
-from .support import PATIENCE, Raw, behind_uvicorn, each_call, identified, serving, until
-
-
-def here() -> int:
-    return anyio.get_current_task().id
+from .support import PATIENCE, Raw, behind_uvicorn, each_call, here, identified, serving, until
 
 
 @asynccontextmanager
@@ -339,10 +336,14 @@ async def test_two_tasks_that_receive_from_it_by_turns() -> None:
             await receive()
 
     numbers: list[int] = []
+
+    def complete(count: int) -> bool:
+        return len(numbers) >= count
+
     async with peer_of(work) as peer:
         for number in range(50):
             await peer.event("ECHO", number)
-            await until(lambda: len(numbers) > number)  # noqa: B023
+            await until(partial(complete, number + 1))
     assert sorted(numbers) == list(range(50))
 
 

@@ -12,11 +12,7 @@ from anyio.lowlevel import checkpoint
 
 from brightsocket_anyio.workers import Workers
 
-from .support import PATIENCE
-
-
-def here() -> int:
-    return anyio.get_current_task().id
+from .support import PATIENCE, here
 
 
 async def test_jobs_that_do_not_block_share_one_task() -> None:
