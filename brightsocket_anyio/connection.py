@@ -18,7 +18,7 @@ from .ends import End
 from .errors import ConnectionLost
 from .inbox import Inbox, Item, Lane
 from .parking import Latch, Tasks, current_deadline, open_tasks
-from .prefetch import Piece
+from .prefetch import Piece, whole_lines
 from .protocol.state import Action, Unit
 from .receivers import Handler, Stream, unpack
 from .recovery import RECOVERABLE, Journal
@@ -114,7 +114,8 @@ class ConnectionCore(_ConnectionCoreFields):
     :ivar recovered: whether this goes on from what was lost, nothing of what the server sent being missed.
     """
 
-    __slots__ = (
+    __slots__ = whole_lines(
+        (_ConnectionCoreFields,),
         "__weakref__",
         "_away",
         "_call_slots",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Final
 
-from .prefetch import Piece
+from .prefetch import Piece, whole_lines
 
 
 @dataclass(slots=True, eq=False)
@@ -114,7 +114,7 @@ class Lane(Buffer):
     :ivar busy: whether filters are at work on one of its items.
     """
 
-    __slots__ = ("action", "busy", "receivers", "sole")
+    __slots__ = whole_lines((Buffer,), "action", "busy", "receivers", "sole")
 
     def __init__(self, action: str, max_items: int, max_size: int) -> None:
         Buffer.__init__(self, max_items, max_size)
@@ -152,7 +152,8 @@ class Inbox(_InboxFields):
     :ivar watched: whether somebody outside waits for room, so that each change has to be told.
     """
 
-    __slots__ = (
+    __slots__ = whole_lines(
+        (_InboxFields,),
         "_answer",
         "_changed",
         "_dropped",

@@ -14,6 +14,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from .ends import End
 from .errors import ConfigurationError
 from .inbox import Item, Receiver
+from .prefetch import whole_lines
 from .settings import Settings
 from .settling import settle, unsettled
 from .signature import Adapted
@@ -49,7 +50,8 @@ class Stream(Receiver, ObjectReceiveStream[Any]):
     :param arrived: where to wait for more.
     """
 
-    __slots__ = (
+    __slots__ = whole_lines(
+        (Receiver, ObjectReceiveStream),
         "_arrived",
         "_closed",
         "_end",
@@ -124,7 +126,7 @@ class Handler(Receiver):
     :param failed: told of what the function raises; where it is ``None``, that comes out of the workers' scope.
     """
 
-    __slots__ = ("_failed", "_function", "_limit", "_running", "_workers")
+    __slots__ = whole_lines((Receiver,), "_failed", "_function", "_limit", "_running", "_workers")
 
     answers = True
 

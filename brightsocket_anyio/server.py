@@ -19,7 +19,7 @@ from .connection import Connection, ConnectionCore
 from .ends import End
 from .errors import ConfigurationError, ConnectionLost, Refused, sole
 from .pool import Pool
-from .prefetch import Piece
+from .prefetch import Piece, whole_lines
 from .protocol import handshake
 from .protocol.state import (
     Action,
@@ -334,7 +334,8 @@ class _PeerFields(Piece):
 class _Peer(_PeerFields):
     """The server's end of one session: its namespaces, and a visit on each."""
 
-    __slots__ = (
+    __slots__ = whole_lines(
+        (_PeerFields,),
         "_absent",
         "_asked",
         "_claims",

@@ -13,7 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from .errors import ConnectionLost, HandshakeError, ProtocolError
 from .parking import Latch, Parking, Tasks, open_tasks
-from .prefetch import Piece
+from .prefetch import Piece, whole_lines
 from .protocol.engineio import Packet, PacketType
 from .protocol.state import PROBE, Action, Answer, Automaton, Ended, Event, OfferExpired, Unit
 from .settings import Settings
@@ -325,7 +325,8 @@ class Session(_SessionFields):
     :ivar task_group: where what lives on the session runs; everything in it has finished when :meth:`run` returns.
     """
 
-    __slots__ = (
+    __slots__ = whole_lines(
+        (_SessionFields,),
         "__weakref__",
         "_alarm",
         "_changing",

@@ -8,7 +8,7 @@ from types import FunctionType
 from typing import Any
 
 from .errors import ConfigurationError
-from .prefetch import Calling
+from .prefetch import Calling, whole_lines
 
 _COROUTINE, _VARARGS = inspect.CO_COROUTINE, inspect.CO_VARARGS
 
@@ -23,7 +23,7 @@ class Adapted(Calling):
     :raises ConfigurationError: it is not callable, or it cannot be called with positional arguments only.
     """
 
-    __slots__ = ("_function", "_least", "_most", "waits")
+    __slots__ = whole_lines((Calling,), "_function", "_least", "_most", "waits")
 
     def __init__(self, function: Callable[..., Any], what: str) -> None:
         self._function = function

@@ -10,7 +10,7 @@ import anyio
 import trio
 
 from .parking import Parking
-from .prefetch import Piece
+from .prefetch import Piece, whole_lines
 
 
 class Host(Protocol):
@@ -41,7 +41,7 @@ class Stand(Piece, Parking):
     :ivar attendant: for the host: what it waits for instead, as long as it does.
     """
 
-    __slots__ = ("_attended", "_host", "_spare", "attendant", "token")
+    __slots__ = whole_lines((Piece, Parking), "_attended", "_host", "_spare", "attendant", "token")
 
     def __init__(self, host: Host | None = None) -> None:
         super().__init__()

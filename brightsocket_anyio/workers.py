@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Protocol
 
 from .parking import Parking, Tasks
-from .prefetch import Piece
+from .prefetch import Piece, whole_lines
 from .stand import Stand
 
 Job = Callable[[], Coroutine[Any, Any, None]]
@@ -72,7 +72,8 @@ class Workers(Piece):
     :ivar stand: the latest at which somebody has begun to wait.
     """
 
-    __slots__ = (
+    __slots__ = whole_lines(
+        (Piece,),
         "_coming",
         "_enter",
         "_finishing",

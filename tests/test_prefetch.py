@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+import sys
+import types
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from types import FrameType
+from typing import Any
 
 import anyio
+import anyio.abc
 import pytest
 from anyio.abc import SocketAttribute
 
 from brightsocket_anyio import Connection
-from brightsocket_anyio.prefetch import Piece, pieces_of
+from brightsocket_anyio.prefetch import Piece, pieces_of, whole_lines
 from brightsocket_anyio.transports.sockets import SocketStream
-from brightsocket_anyio.transports.watch import _BATCH, Watch, open_watch
+from brightsocket_anyio.transports.watch import _BATCH, Readable, Watch, open_watch
 
 from .support import Raw, each_call, echoing, identified, pairs, serving, until
 
@@ -58,6 +62,32 @@ async def looks_of(action: Callable[[], Awaitable[None]]) -> dict[int, object]:
     with each_call(note):
         await action()
     return looks
+
+
+class Empty(Piece):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize(
+    ("base", "names"),
+    [
+        (Empty, ("one",)),
+        (Empty, ("__weakref__", "one", "two")),
+        (Empty, ("__dict__", *"abcdefghij")),
+        (Readable, ("__weakref__",)),
+        # which has a dictionary
+        (anyio.abc.ByteStream, ("one",)),
+        (anyio.abc.ByteStream, ()),
+    ],
+)
+def test_objects_that_fill_whole_lines(base: type, names: tuple[str, ...]) -> None:
+    slots = whole_lines((base,), *names)
+    assert slots[: len(names)] == names
+    assert len(slots) - len(names) < 8
+    kind: Any = types.new_class("Kind", (base,), exec_body=lambda body: body.update(__slots__=slots))
+    kind.__abstractmethods__ = frozenset()
+    # with what CPython has in front of it
+    assert sys.getsizeof(kind.__new__(kind)) % 64 == 0
 
 
 async def test_whatever_each_message_of_a_connection_looks_at(watches: list[Watch]) -> None:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, overload
 
 from ..errors import ProtocolError
-from ..prefetch import Piece
+from ..prefetch import Piece, whole_lines
 from ..settings import Settings
 from . import engineio, socketio
 from .engineio import Packet, PacketType
@@ -425,7 +425,8 @@ class Automaton(_AutomatonFields):
     :ivar replies: the packets that answer what was received or what came due.
     """
 
-    __slots__ = (
+    __slots__ = whole_lines(
+        (_AutomatonFields,),
         "_allowance",
         "_allowed_at",
         "_decoder",

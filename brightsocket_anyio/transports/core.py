@@ -18,7 +18,7 @@ from websockets.extensions import Extension
 from websockets.frames import Close, Frame
 from websockets.protocol import Protocol, Side, State
 
-from ..prefetch import Piece
+from ..prefetch import Piece, whole_lines
 from ..settings import Settings
 from .frames import COMPRESSED_FROM
 from .sieve import apply_mask
@@ -49,7 +49,8 @@ class Core(_CoreFields):
     :ivar failure: what the peer has done wrong, if anything.
     """
 
-    __slots__ = (
+    __slots__ = whole_lines(
+        (_CoreFields,),
         "_machine",
         "_max_size",
         "close_rcvd",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..prefetch import Piece
+from ..prefetch import Piece, whole_lines
 
 # by both names, since core.py has it from here
 try:
@@ -37,7 +37,7 @@ class Sieve(_SieveFields):
     :ivar closed: everything is the core's: the message that it is at has more fragments to come.
     """
 
-    __slots__ = ("_head", "_longest", "_owed", "_rest", "_shortest", "closed")
+    __slots__ = whole_lines((_SieveFields,), "_head", "_longest", "_owed", "_rest", "_shortest", "closed")
 
     def __init__(self, *, masked: bool, max_size: int) -> None:
         self._mask = 0x80 if masked else 0

@@ -24,6 +24,7 @@ import trio
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
+from ..prefetch import whole_lines
 from .turn import Turn
 from .watch import Readable, Watch
 
@@ -42,7 +43,8 @@ class SocketStream(Readable, anyio.abc.ByteStream):
     :ivar turn: at whose end may be written what is sent while it goes on; that is the sender's affair.
     """
 
-    __slots__ = (
+    __slots__ = whole_lines(
+        (Readable, anyio.abc.ByteStream),
         "_addresses",
         "_cause",
         "_closed",

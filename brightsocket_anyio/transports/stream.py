@@ -19,7 +19,7 @@ from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import Side
 
 from ..errors import ConnectionLost, ProtocolError, fresh
-from ..prefetch import Piece
+from ..prefetch import Piece, whole_lines
 from ..protocol.engineio import Packet, decode, encode
 from ..settings import Settings
 from .core import Core
@@ -113,7 +113,8 @@ class WebSocket(_WebSocketFields):
         peer.
     """
 
-    __slots__ = (
+    __slots__ = whole_lines(
+        (_WebSocketFields,),
         "_ended",
         "_eof",
         "_fragments",
@@ -616,7 +617,8 @@ class WebSocket(_WebSocketFields):
 class StreamTransport(Piece):
     """The :class:`~brightsocket_anyio.transport.Transport` over a :class:`WebSocket`, which it owns and closes."""
 
-    __slots__ = (
+    __slots__ = whole_lines(
+        (Piece,),
         "__weakref__",
         "_eio",
         "_error",
