@@ -1,8 +1,9 @@
 """``python -m benchmarks``: run everything, in turn and several times over, and write what came out.
 
 One machine, one run: what is compared is the time that a server's process has used for one message, as the operating
-system counts it, so that neither the generator's speed nor the network's matters. Runs of different servers alternate,
-so that a busy moment of the machine meets all of them.
+system counts it, so that neither the generator's speed nor the network's matters. Each round measures everything once,
+so that a busy moment of the machine meets all of it. Where a quotient is asked for, or figures are near to each other,
+two servers have turns of a third of a second, one after the other (:class:`Comparison`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from . import report
-from .processes import CORES, LOAD_CORE, ROOT, SERVER_CORE, generate, server
+from .processes import CORES, LOAD_CORE, ROOT, SERVER_CORE, alternate, generate, server
 
 OURS = [sys.executable, "-m", "benchmarks.servers.ours"]
 
@@ -169,11 +170,51 @@ WORKS = [
 ]
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What a message costs the one server, over what it costs the other, with so many connections each."""
+
+    title: str
+    upper: tuple[Server, int]
+    lower: tuple[Server, int]
+
+
+COMPARISONS = [
+    Comparison("By stream over by handler, Trio", (TRIO_STREAM, 32), (TRIO, 32)),
+    Comparison("By stream over by handler, asyncio+uvloop", (UVLOOP_STREAM, 32), (UVLOOP, 32)),
+    Comparison("Under uvicorn over python-socketio", (UVICORN, 32), (PYTHON, 32)),
+    *(
+        Comparison(f"1,000 connections over 32, {each.name}", (each, 1000), (each, 32))
+        for each in [TRIO, UVLOOP, *PEERS, *BELOW]
+    ),
+]
+
+
+def compare(comparison: Comparison, *, quick: bool, awake: bool) -> dict[str, float]:
+    """One measurement of both, in processes made for it: the medians of what their turns took, and of the quotients."""
+    (upper, many), (lower, few) = comparison.upper, comparison.lower
+    shared = {"work": "echo", "turns": 2 if quick else 12, "seconds": 0.3, "warm_up": 0.1, "awake": awake}
+    with server(upper.command) as (pid, port), server(lower.command) as (other_pid, other_port):
+        above, below = alternate(
+            {"pid": pid, "port": port, "connections": many, **_talk(upper), **shared},
+            {"pid": other_pid, "port": other_port, "connections": few, **_talk(lower), **shared},
+        )
+    return {
+        "above_us": statistics.median(above),
+        "below_us": statistics.median(below),
+        "quotient": statistics.median(one / other for one, other in zip(above, below, strict=True)),
+    }
+
+
+def _talk(peer: Server) -> dict[str, Any]:
+    return {"dialect": peer.dialect, "identify": peer.identify}
+
+
 def run(work: Work, peer: Server, seconds: float, *, quick: bool, awake: bool) -> dict[str, float]:
     """One measurement of one server, in a process made for it."""
     with server(peer.command) as (pid, port):
         load = {**work.load, **(work.quick if quick else {})}
-        load |= {"dialect": peer.dialect, "identify": peer.identify, "seconds": seconds, "awake": awake}
+        load |= {**_talk(peer), "seconds": seconds, "awake": awake}
         return generate(port=port, pid=pid, **load)
 
 
@@ -232,7 +273,9 @@ def main() -> None:
     """Measure, and write it down."""
     parser = argparse.ArgumentParser(prog="nox -s bench --", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short run of the most important figures")
-    parser.add_argument("--only", metavar="WORK", nargs="+", choices=[*(work.key for work in WORKS), "import"])
+    parser.add_argument(
+        "--only", metavar="WORK", nargs="+", choices=[*(work.key for work in WORKS), "import", "compare"]
+    )
     parser.add_argument("--servers", metavar="NAME", nargs="+", help="only those whose names have one of these in them")
     parser.add_argument("--runs", type=int, help="how often each is measured")
     parser.add_argument("--seconds", type=float, help="how long each measurement lasts")
@@ -245,29 +288,50 @@ def main() -> None:
     print(f"servers on core {SERVER_CORE}, the generator on core {LOAD_CORE}", flush=True)
     if SERVER_CORE == LOAD_CORE:
         print("there is one core only: times are still the server's own, throughput is not", flush=True)
-    outcome: dict[str, Any] = {"runs": runs, "seconds": seconds, "awake": options.awake, "works": {}}
-    began = time.monotonic()
-    for work in WORKS:
-        if keys is not None and work.key not in keys:
-            continue
-        servers = [each for each in work.servers if not options.servers or any(s in each.name for s in options.servers)]
-        if options.quick and not options.servers:
-            servers = [each for each in servers if each not in [*FLOORS, *ROTE]]
-        measured: dict[str, list[dict[str, float]]] = {each.name: [] for each in servers}
-        for _ in range(runs):
-            for each in servers:
-                measured[each.name].append(run(work, each, seconds, quick=options.quick, awake=options.awake))
-        outcome["works"][work.key] = {
+
+    def chosen(each: Server) -> bool:
+        if not options.servers:
+            return not options.quick or each not in [*FLOORS, *ROTE]
+        return any(name in each.name for name in options.servers)
+
+    picked = [
+        (work, [each for each in work.servers if chosen(each)]) for work in WORKS if keys is None or work.key in keys
+    ]
+    works: dict[str, Any] = {
+        work.key: {
             "title": work.title,
             "unit": work.unit,
             "figure": work.figure,
-            "servers": measured,
+            "servers": {each.name: [] for each in servers},
         }
-        print(report.table(outcome["works"][work.key]), flush=True)
+        for work, servers in picked
+    }
+    compared = [
+        each
+        for each in COMPARISONS
+        if (keys is None or "compare" in keys) and chosen(each.upper[0]) and chosen(each.lower[0])
+    ]
+    comparisons: dict[str, list[dict[str, float]]] = {each.title: [] for each in compared}
+    began = time.monotonic()
+    for number in range(runs):
+        for work, servers in picked:
+            for each in servers:
+                result = run(work, each, seconds, quick=options.quick, awake=options.awake)
+                works[work.key]["servers"][each.name].append(result)
+        for comparison in compared:
+            result = compare(comparison, quick=options.quick, awake=options.awake)
+            comparisons[comparison.title].append(result)
+        print(f"round {number + 1} of {runs}: {time.monotonic() - began:.0f} seconds", flush=True)
     if keys is None or "import" in keys:
-        outcome["works"]["import"] = imports(runs)
-        print(report.table(outcome["works"]["import"]), flush=True)
-    print(f"{time.monotonic() - began:.0f} seconds", flush=True)
+        works["import"] = imports(runs)
+    outcome: dict[str, Any] = {
+        "runs": runs,
+        "seconds": seconds,
+        "awake": options.awake,
+        "works": works,
+        "comparisons": comparisons,
+    }
+    print(report.tables(outcome))
     if options.output is not None:
         report.write({"machine": machine(), **outcome}, options.output)
 

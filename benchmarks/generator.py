@@ -4,7 +4,8 @@ Frames are made and masked once and sent as they are; answers are looked at no f
 until something comes, or stays awake (:class:`Vigil`): a server that sends to a process that sleeps has to wake it,
 which on virtual processors is 2 to 5 µs of a message, and would not be with a peer in another machine.
 
-A process of its own: ``python -m benchmarks.generator '{"work": "echo", …}'`` prints one line of JSON.
+A process of its own: ``python -m benchmarks.generator '{"work": "echo", …}'`` prints one line of JSON; with a list of
+such loads, one for each of several servers, it is an echo by turns.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, cast
 
 import uvloop
 
-from .processes import Usage, memory_of, peak_of, reset_peak, usage_of
+from .processes import memory_of, peak_of, processor_time_of, reset_peak
 
 #: seconds in which each client has to be ready, and each thing that is asked for has to come
 PATIENCE = 120
@@ -37,6 +38,7 @@ class Load:
     :ivar pid: the server's process.
     :ivar size: of the text in an action, in characters.
     :ivar amount: of actions in a flood.
+    :ivar turns: how many it has, if several have them one after the other.
     :ivar awake: whether the generator never sleeps.
     """
 
@@ -50,6 +52,7 @@ class Load:
     size: int = 60
     seconds: float = 2
     warm_up: float = 0.5
+    turns: int = 0
     amount: int = 0
     awake: bool = False
 
@@ -275,17 +278,16 @@ class Window:
 
     pid: int
     began: float = field(default_factory=time.perf_counter)
-    server: Usage = field(init=False)
+    server: float = field(init=False)
     own: float = field(default_factory=lambda: time.process_time() - Vigil.idle)
 
     def __post_init__(self) -> None:
-        self.server = usage_of(self.pid)
+        self.server = processor_time_of(self.pid)
 
     def close(self, count: int) -> dict[str, float]:
         """How much of what was done per second, and what one of it took the server."""
         seconds = time.perf_counter() - self.began
-        server = usage_of(self.pid)
-        cpu = server.seconds - self.server.seconds
+        cpu = processor_time_of(self.pid) - self.server
         return {
             "count": count,
             "seconds": seconds,
@@ -324,27 +326,78 @@ async def _measured(load: Load, done: Callable[[], int]) -> dict[str, float]:
     return window.close(done() - before)
 
 
-async def echo(load: Load) -> dict[str, float]:
-    """Each client has some messages under way, and sends another for each that comes back."""
-    message = frame(action("ECHO", "x" * load.size))
-    load.size = len(message)
-    total = 0
+class Echo:
+    """Each client has some messages under way, and sends another for each that comes back, while this goes on.
 
-    def answer(client: Client) -> None:
-        write = client.transport.write
+    :ivar total: of the messages that have come back.
+    """
+
+    def __init__(self, load: Load) -> None:
+        self.load = load
+        self.total = 0
+        self._message = frame(action("ECHO", "x" * load.size))
+        # a carrier sends back what comes, byte by byte
+        load.size = len(self._message)
+        self._clients: list[Client] = []
+        self._under_way = 0
+        #: done when nothing is under way any more; while there is none, it goes on
+        self._quiet: asyncio.Future[None] | None = None
+
+    async def open(self) -> None:
+        self._clients = await _clients(self.load, self.load.connections)
+        for client in self._clients:
+            client.heard = self._answerer(client)
+
+    def _answerer(self, client: Client) -> Callable[[int], None]:
+        write, message = client.transport.write, self._message
 
         def heard(count: int) -> None:
-            nonlocal total
-            total += count
-            write(message if count == 1 else message * count)
+            self.total += count
+            if self._quiet is None:
+                write(message if count == 1 else message * count)
+            else:
+                self._under_way -= count
+                if not self._under_way:
+                    self._quiet.set_result(None)
 
-        client.heard = heard
+        return heard
 
-    clients = await _clients(load, load.connections)
-    for client in clients:
-        answer(client)
-        client.transport.write(message * load.in_flight)
-    return await _measured(load, lambda: total)
+    def start(self) -> None:
+        self._quiet = None
+        self._under_way = len(self._clients) * self.load.in_flight
+        for client in self._clients:
+            client.transport.write(self._message * self.load.in_flight)
+
+    async def stop(self) -> None:
+        self._quiet = asyncio.get_running_loop().create_future()
+        async with asyncio.timeout(PATIENCE):
+            await self._quiet
+
+
+async def echo(load: Load) -> dict[str, float]:
+    """Messages that come back, for some time."""
+    each = Echo(load)
+    await each.open()
+    each.start()
+    return await _measured(load, lambda: each.total)
+
+
+async def alternate(loads: list[Load]) -> list[list[float]]:
+    """The same for several servers, which have their turns one after the other, again and again: whatever makes one
+    turn dearer than the next one of the same server, makes that of the others dearer, too.
+
+    :returns: for each of them, the microseconds that a message takes it in each turn.
+    """
+    echoes = [Echo(load) for load in loads]
+    for each in echoes:
+        await each.open()
+    figures: list[list[float]] = [[] for _ in echoes]
+    for _ in range(loads[0].turns):
+        for each, taken in zip(echoes, figures, strict=True):
+            each.start()
+            taken.append((await _measured(each.load, lambda each=each: each.total))["cpu_us"])  # type: ignore[misc]
+            await each.stop()
+    return figures
 
 
 async def polling(load: Load) -> dict[str, float]:
@@ -476,16 +529,16 @@ async def flood(load: Load) -> dict[str, float]:
 WORKS = {each.__name__: each for each in (echo, polling, broadcast, connect, idle, flood)}
 
 
-async def _work(load: Load) -> dict[str, float]:
-    if load.awake:
+async def _work(given: dict[str, Any] | list[dict[str, Any]]) -> Any:
+    loads = [Load(**each) for each in (given if isinstance(given, list) else [given])]
+    if loads[0].awake:
         Vigil().look()
-    return await WORKS[load.work](load)
+    return await (alternate(loads) if isinstance(given, list) else WORKS[loads[0].work](loads[0]))
 
 
 def main() -> None:
     """Do what the argument says, and print what came out."""
-    load = Load(**json.loads(sys.argv[1]))
-    result = uvloop.run(asyncio.wait_for(_work(load), 10 * PATIENCE))
+    result = uvloop.run(asyncio.wait_for(_work(json.loads(sys.argv[1])), 10 * PATIENCE))
     print(json.dumps(result), flush=True)
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-_TICK = 1 / os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 ROOT = Path(__file__).parent.parent
@@ -22,22 +22,13 @@ CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, LOAD_CORE = CORES[0], CORES[-1]
 
 
-@dataclass
-class Usage:
-    """Processor time of a process, in seconds."""
-
-    user: float
-    system: float
-
-    @property
-    def seconds(self) -> float:
-        return self.user + self.system
-
-
-def usage_of(pid: int) -> Usage:
-    """What a process has used until now, all of its threads together (proc(5), ``/proc/pid/stat``)."""
-    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
-    return Usage(int(fields[11]) * _TICK, int(fields[12]) * _TICK)
+def processor_time_of(pid: int) -> float:
+    """What a process has used until now, user and system, all of its threads together, in seconds
+    (clock_getcpuclockid(3)): to the nanosecond, where ``/proc`` counts ticks of ten milliseconds."""
+    clock = ctypes.c_int()
+    if error := ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock)):
+        raise OSError(error, os.strerror(error))
+    return time.clock_gettime(clock.value)
 
 
 def memory_of(pid: int) -> int:
@@ -90,13 +81,24 @@ def server(command: Sequence[str]) -> Generator[tuple[int, int]]:
 
 def generate(**load: Any) -> dict[str, float]:
     """Have the generator do something on its core; returns what it has measured."""
+    measured: dict[str, float] = _generate(load)
+    return measured
+
+
+def alternate(*loads: dict[str, Any]) -> list[list[float]]:
+    """Have the generator do several things by turns, for several servers; returns what one message has cost each, turn
+    by turn, in microseconds of the server's."""
+    measured: list[list[float]] = _generate(loads)
+    return measured
+
+
+def _generate(what: Any) -> Any:
     result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.generator", json.dumps(load)],
+        [sys.executable, "-m", "benchmarks.generator", json.dumps(what)],
         stdout=subprocess.PIPE,
         check=True,
         cwd=ROOT,
         env=_environment(),
         preexec_fn=partial(os.sched_setaffinity, 0, {LOAD_CORE}),
     )
-    measured: dict[str, float] = json.loads(result.stdout)
-    return measured
+    return json.loads(result.stdout)

@@ -65,8 +65,32 @@ def table(work: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def comparison_table(comparisons: dict[str, list[dict[str, float]]]) -> str:
+    """How many times as much one echo costs as another one, as a table in Markdown."""
+    lines = [
+        "### Two echoes by turns, one over the other",
+        "",
+        "| | min | median | max | µs of the server's CPU per message, medians |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for title, results in comparisons.items():
+        values = [each["quotient"] for each in results]
+        row = [title, *(f"{each:.2f}" for each in (min(values), statistics.median(values), max(values)))]
+        row.append(" / ".join(_number(_median(results, figure)) for figure in ("above_us", "below_us")))
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join([*lines, ""])
+
+
+def tables(outcome: dict[str, Any]) -> str:
+    """All of them."""
+    parts = [table(work) for work in outcome["works"].values()]
+    if outcome["comparisons"]:
+        parts.append(comparison_table(outcome["comparisons"]))
+    return "\n".join(parts)
+
+
 def write(outcome: dict[str, Any], folder: Path) -> None:
-    """Write ``benchmark.md``, ``benchmark.json`` and ``benchmark.png``."""
+    """Write ``benchmark.md``, ``benchmark.json`` and, of what is no comparison, ``benchmark.png``."""
     machine = ", ".join(f"{name} {value}" for name, value in outcome["machine"].items())
     taken = f"{outcome['runs']} runs of {outcome['seconds']:g} seconds, taken in turn"
     generator = "stays awake" if outcome["awake"] else "sleeps until something comes"
@@ -74,12 +98,13 @@ def write(outcome: dict[str, Any], folder: Path) -> None:
         f"Each figure: {taken}. The generator {generator}.",
         f"{machine[:1].upper()}{machine[1:]}.",
         "",
-        *(table(work) for work in outcome["works"].values()),
+        tables(outcome),
     ]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "benchmark.md").write_text("\n".join(lines), "utf-8")
     (folder / "benchmark.json").write_text(json.dumps(outcome, indent=1) + "\n", "utf-8")
-    plot(outcome["works"], folder / "benchmark.png")
+    if outcome["works"]:
+        plot(outcome["works"], folder / "benchmark.png")
 
 
 def plot(works: dict[str, Any], path: Path) -> None:

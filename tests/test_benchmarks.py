@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report import table
+from benchmarks.report import comparison_table, table
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,17 +36,26 @@ def test_the_floors_of_a_server_can_be_measured(work: str, server: str) -> None:
     measure(work, server)
 
 
+def test_two_servers_can_be_compared_by_turns() -> None:
+    done = run("--quick", "--only", "compare", "--servers", "ours, Trio")
+    [row] = [line for line in done.splitlines() if line.startswith("| By stream over by handler, Trio")]
+    assert all(float(each) > 0 for each in row.replace("/", "|").split("|")[2:7])
+
+
 def measure(work: str, server: str, *further: str) -> None:
     """Measure a server for a moment."""
-    options = ["--quick", "--only", work, "--servers", server, "--seconds", "0.1", *further]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *options], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
-    )
-    rows = [line for line in done.stdout.splitlines() if line.startswith(f"| {server}")]
+    done = run("--quick", "--only", work, "--servers", server, "--seconds", "0.1", *further)
+    rows = [line for line in done.splitlines() if line.startswith(f"| {server}")]
     assert rows
     for row in rows:
-        # processor time comes in ticks, of which a moment may have none; memory may be what was there before
+        # memory may be what was there before
         assert float(row.split("|")[3].replace(",", "")) >= 0
+
+
+def run(*options: str) -> str:
+    """What the benchmark prints."""
+    command = [sys.executable, "-m", "benchmarks", *options]
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def test_a_table_has_ratios_and_says_who_was_held_up() -> None:
@@ -67,3 +76,10 @@ def test_a_table_has_ratios_and_says_who_was_held_up() -> None:
     assert "| ours | 10.0 | 20.0 | 30.0 | 0.25 | 2.00 | 1,000 * |" in lines
     assert "| python-socketio, uvicorn | 80.0 | 80.0 | 80.0 | 1.00 | 8.00 | 1,000 |" in lines
     assert any(line.startswith("\\* held up") for line in lines)
+
+
+def test_a_comparison_has_the_rounds_medians() -> None:
+    results = [{"above_us": 20 * each, "below_us": 10.0, "quotient": 2 * each} for each in (1, 3, 2)]
+    assert "| one over the other | 2.00 | 4.00 | 6.00 | 40.0 / 10.0 |" in comparison_table(
+        {"one over the other": results}
+    )
