@@ -1,6 +1,6 @@
 """What a message can carry, end to end, by each front door and transport and with both Engine.IO versions.
 
-How bytes are cut into reads and frames, one by one, is in ``test_stream.py``.
+How bytes are cut into reads and frames, one by one, is in ``test_websocket.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 from brightsocket_anyio import Brightsocket, Client, Connection, ConnectionLost, open_client
 from brightsocket_anyio.protocol.jsontext import MAX_DEPTH
 from brightsocket_anyio.roads import RoadName
-from brightsocket_anyio.transports.stream import READ_SIZE, WRITE_SIZE
+from brightsocket_anyio.transports.websocket import READ_SIZE, WRITE_SIZE
 from tests.doors import behind, every_road
 from tests.streams import CONT, TEXT, frame
 from tests.support import PATIENCE, identified, serving, until

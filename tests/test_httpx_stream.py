@@ -21,7 +21,7 @@ from brightsocket_anyio.errors import ConnectionLost, HandshakeError
 from brightsocket_anyio.settings import Settings
 from brightsocket_anyio.transports.core import Core
 from brightsocket_anyio.transports.httpx_stream import HttpxStream, connect_websocket
-from brightsocket_anyio.transports.stream import WebSocket
+from brightsocket_anyio.transports.websocket import WebSocket
 
 Serve = Callable[[anyio.abc.ByteStream], Awaitable[None]]
 SETTINGS = Settings()

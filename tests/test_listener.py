@@ -20,13 +20,11 @@ import trustme
 from anyio.streams.stapled import MultiListener
 from anyio.streams.tls import TLSListener
 
-from brightsocket_anyio import listener as module
+from brightsocket_anyio import listener as listener_module
+from brightsocket_anyio import serving as serving_module
 from brightsocket_anyio.errors import ConnectionLost
-from brightsocket_anyio.listener import (
-    LINGER_TIMEOUT,
-    Service,
-    serve_listener,
-)
+from brightsocket_anyio.listener import serve_listener
+from brightsocket_anyio.serving import LINGER_TIMEOUT, Service
 from brightsocket_anyio.settings import Settings
 from brightsocket_anyio.transport import ASGIApp, Message, Receive, Scope, Send, WebSocketRequest
 from brightsocket_anyio.transports.httpx_stream import connect_websocket
@@ -695,7 +693,7 @@ async def test_our_websocket_after_a_page() -> None:
 
 
 async def test_a_plain_handshake_needs_no_h11(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "h11", None)
+    monkeypatch.setattr(serving_module, "h11", None)
     async with serving(answering()) as peer:
         await peer.send(b"GET /ours HTTP/1.1\r\n" + UPGRADE + b"\r\n" + frame(TEXT, b"4early"))
         assert (await peer.head())[0] == 101
@@ -1099,7 +1097,7 @@ class FailingListener(anyio.abc.SocketListener):
 async def test_a_failing_accept_does_not_end_the_server(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "_ACCEPT_PAUSE", 0)
+    monkeypatch.setattr(listener_module, "_ACCEPT_PAUSE", 0)
     broken = anyio.BrokenResourceError()
     broken.__cause__ = OSError(errno.EMFILE, "too many open files")
     async with linked() as (here, there):

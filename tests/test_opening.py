@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from brightsocket_anyio import listener
+from brightsocket_anyio import serving
 from brightsocket_anyio.errors import ConnectionLost
 from brightsocket_anyio.opening import read_opening
 from brightsocket_anyio.settings import Settings
@@ -194,7 +194,7 @@ def told(data: bytes, cuts: list[int], verdict: str, settings: Settings) -> tupl
         edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
         stream = Given([data[start:end] for start, end in pairwise(edges)])
         notes = Told(verdict)
-        await listener.Service(notes, notes, settings).serve(stream)
+        await serving.Service(notes, notes, settings).serve(stream)
         return notes.scopes, re.sub(rb"(?i)\r\ndate: [^\r]* GMT\r\n", b"\r\nDate: x\r\n", stream.sent)
 
     return anyio.run(serve, backend="trio")
@@ -247,5 +247,5 @@ def test_both_ways_come_to_the_same(
     data: bytes, leading: bytes, cuts: list[int], verdict: str, settings: Settings
 ) -> None:
     at_sight = told(data + leading, cuts, verdict, settings)
-    with patch.object(listener, "read_opening", lambda data, settings: None):
+    with patch.object(serving, "read_opening", lambda data, settings: None):
         assert told(data + leading, cuts, verdict, settings) == at_sight

@@ -15,7 +15,7 @@ from brightsocket_anyio.settings import Settings
 from brightsocket_anyio.transports import sieve
 from brightsocket_anyio.transports.core import Core
 from brightsocket_anyio.transports.sieve import LONGEST, Sieve
-from brightsocket_anyio.transports.stream import WebSocket
+from brightsocket_anyio.transports.websocket import WebSocket
 
 from .streams import BINARY, CLOSE, CONT, PING, PONG, TEXT, Given, frame
 

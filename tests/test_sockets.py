@@ -23,8 +23,8 @@ from brightsocket_anyio.transports.sockets import (
     acceptor_of,
     prompt_stream,
 )
-from brightsocket_anyio.transports.stream import send_all
 from brightsocket_anyio.transports.watch import open_watch
+from brightsocket_anyio.transports.websocket import send_all
 
 from .support import PATIENCE, until
 

@@ -20,8 +20,8 @@ from brightsocket_anyio.errors import ConnectionLost
 from brightsocket_anyio.settings import Settings
 from brightsocket_anyio.transports.core import Core
 from brightsocket_anyio.transports.sockets import SocketStream
-from brightsocket_anyio.transports.stream import WebSocket
 from brightsocket_anyio.transports.turn import Turn
+from brightsocket_anyio.transports.websocket import WebSocket
 
 from .support import PATIENCE, Raw, echoing, identified, pairs, serving, until
 
@@ -214,11 +214,12 @@ async def test_a_pong_for_which_there_is_no_room(late: bool) -> None:
         assert peer.websocket.read() == []
         watch.turn.end()
         assert peer.stuck == late
-        # it is not enough to wait for the socket
-        assert peer.websocket.readable() is None
-        tg.start_soon(peer.websocket.receive)
         if late:
             tg.start_soon(peer.websocket.send_frames, b"")
+        else:
+            # it is not enough to wait for the socket
+            assert peer.websocket.readable() is None
+        tg.start_soon(peer.websocket.receive)
         whole = filled + len(answer) + 3
         await until(lambda: len(peer.read()) == whole)
         assert peer.got[filled:] == answer + b"\x8a\x01p"

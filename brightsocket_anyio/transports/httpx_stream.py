@@ -26,7 +26,7 @@ from websockets.uri import parse_uri
 from ..errors import HandshakeError
 from ..settings import Settings
 from .core import Core
-from .stream import WebSocket
+from .websocket import WebSocket
 
 #: the longest answer that a :exc:`HandshakeError` quotes, in bytes, and how much of it, in characters
 _BODY_SIZE = 65_536

@@ -43,8 +43,9 @@ from brightsocket_anyio.transports.asgi import ASGIWebSocketTransport
 from brightsocket_anyio.transports.core import Core
 from brightsocket_anyio.transports.httpx_polling import connect_polling
 from brightsocket_anyio.transports.polling import PollingTransport
-from brightsocket_anyio.transports.stream import StreamTransport, WebSocket
+from brightsocket_anyio.transports.stream import StreamTransport
 from brightsocket_anyio.transports.trio_websocket import TrioWebSocketRequest, open_trio_websocket
+from brightsocket_anyio.transports.websocket import WebSocket
 from tests.streams import linked
 from tests.support import PATIENCE
 
