@@ -327,14 +327,11 @@ async def _measured(load: Load, done: Callable[[], int]) -> dict[str, float]:
 
 
 class Echo:
-    """Each client has some messages under way, and sends another for each that comes back, while this goes on.
-
-    :ivar total: of the messages that have come back.
-    """
+    """Each client has some messages under way, and sends another for each that comes back, while this goes on."""
 
     def __init__(self, load: Load) -> None:
         self.load = load
-        self.total = 0
+        self._total = 0
         self._message = frame(action("ECHO", "x" * load.size))
         # a carrier sends back what comes, byte by byte
         load.size = len(self._message)
@@ -352,7 +349,7 @@ class Echo:
         write, message = client.transport.write, self._message
 
         def heard(count: int) -> None:
-            self.total += count
+            self._total += count
             if self._quiet is None:
                 write(message if count == 1 else message * count)
             else:
@@ -362,6 +359,10 @@ class Echo:
 
         return heard
 
+    def total(self) -> int:
+        """How many messages have come back."""
+        return self._total
+
     def start(self) -> None:
         self._quiet = None
         self._under_way = len(self._clients) * self.load.in_flight
@@ -369,6 +370,7 @@ class Echo:
             client.transport.write(self._message * self.load.in_flight)
 
     async def stop(self) -> None:
+        """Wait until nothing is under way any more."""
         self._quiet = asyncio.get_running_loop().create_future()
         async with asyncio.timeout(PATIENCE):
             await self._quiet
@@ -379,7 +381,7 @@ async def echo(load: Load) -> dict[str, float]:
     each = Echo(load)
     await each.open()
     each.start()
-    return await _measured(load, lambda: each.total)
+    return await _measured(load, each.total)
 
 
 async def alternate(loads: list[Load]) -> list[list[float]]:
@@ -395,7 +397,7 @@ async def alternate(loads: list[Load]) -> list[list[float]]:
     for _ in range(loads[0].turns):
         for each, taken in zip(echoes, figures, strict=True):
             each.start()
-            taken.append((await _measured(each.load, lambda each=each: each.total))["cpu_us"])  # type: ignore[misc]
+            taken.append((await _measured(each.load, each.total))["cpu_us"])
             await each.stop()
     return figures
 
