@@ -1,7 +1,7 @@
 """``python -m benchmarks``: run everything, in turn and several times over, and write what came out.
 
 One machine, one run: what is compared is the time that a server's process has used for one message, as the operating
-system counts it, so that neither the generator's speed nor the network's matters. Each round measures everything once,
+system counts it, so that neither the generator's speed nor the network's matters. Each round measures all works once,
 so that a busy moment of the machine meets all of it. Where a quotient is asked for, or figures are near to each other,
 two servers have turns of a third of a second, one after the other (:class:`Comparison`).
 """
@@ -278,7 +278,7 @@ def main() -> None:
     )
     parser.add_argument("--servers", metavar="NAME", nargs="+", help="only those whose names have one of these in them")
     parser.add_argument("--runs", type=int, help="how often each is measured")
-    parser.add_argument("--seconds", type=float, help="how long each measurement lasts")
+    parser.add_argument("--seconds", type=float, help="how long each measurement lasts, but for those by turns")
     parser.add_argument("--awake", action="store_true", help="do not count what it takes servers to wake the generator")
     parser.add_argument("--output", type=Path, help="the folder for the table, the JSON and the plot")
     options = parser.parse_args()
@@ -312,6 +312,13 @@ def main() -> None:
         if (keys is None or "compare" in keys) and chosen(each.upper[0]) and chosen(each.lower[0])
     ]
     comparisons: dict[str, list[dict[str, float]]] = {each.title: [] for each in compared}
+    outcome: dict[str, Any] = {
+        "runs": runs,
+        "seconds": seconds,
+        "awake": options.awake,
+        "works": works,
+        "comparisons": comparisons,
+    }
     began = time.monotonic()
     for number in range(runs):
         for work, servers in picked:
@@ -321,17 +328,12 @@ def main() -> None:
         for comparison in compared:
             result = compare(comparison, quick=options.quick, awake=options.awake)
             comparisons[comparison.title].append(result)
+        # what is there is not lost if something fails later
+        print(report.tables(outcome))
         print(f"round {number + 1} of {runs}: {time.monotonic() - began:.0f} seconds", flush=True)
     if keys is None or "import" in keys:
         works["import"] = imports(runs)
-    outcome: dict[str, Any] = {
-        "runs": runs,
-        "seconds": seconds,
-        "awake": options.awake,
-        "works": works,
-        "comparisons": comparisons,
-    }
-    print(report.tables(outcome))
+        print(report.table(works["import"]))
     if options.output is not None:
         report.write({"machine": machine(), **outcome}, options.output)
 

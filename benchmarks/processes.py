@@ -24,7 +24,8 @@ SERVER_CORE, LOAD_CORE = CORES[0], CORES[-1]
 
 def processor_time_of(pid: int) -> float:
     """What a process has used until now, user and system, all of its threads together, in seconds
-    (clock_getcpuclockid(3)): to the nanosecond, where ``/proc`` counts ticks of ten milliseconds."""
+    (clock_getcpuclockid(3)): as of the scheduler's last look at it, of which a process that runs has one every few
+    milliseconds; ``/proc`` counts in steps of ten."""
     clock = ctypes.c_int()
     if error := ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock)):
         raise OSError(error, os.strerror(error))

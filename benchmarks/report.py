@@ -70,6 +70,8 @@ def comparison_table(comparisons: dict[str, list[dict[str, float]]]) -> str:
     lines = [
         "### Two echoes by turns, one over the other",
         "",
+        "Each round: turns of 0.3 seconds, one after the other; its figure is the median of their quotients.",
+        "",
         "| | min | median | max | µs of the server's CPU per message, medians |",
         "|---|--:|--:|--:|--:|",
     ]

@@ -1,4 +1,4 @@
-"""One Engine.IO session over whichever transport: reading, the bounded outgoing buffer, heartbeat, upgrade, the end."""
+"""One Engine.IO session over whichever transport: reading, writing, heartbeat, upgrade, the end."""
 
 from __future__ import annotations
 

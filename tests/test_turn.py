@@ -214,17 +214,31 @@ async def test_a_pong_for_which_there_is_no_room(late: bool) -> None:
         assert peer.websocket.read() == []
         watch.turn.end()
         assert peer.stuck == late
+        # it is not enough to wait for the socket
+        assert peer.websocket.readable() is None
+        tg.start_soon(peer.websocket.receive)
         if late:
             tg.start_soon(peer.websocket.send_frames, b"")
-        else:
-            # it is not enough to wait for the socket
-            assert peer.websocket.readable() is None
-        tg.start_soon(peer.websocket.receive)
         whole = filled + len(answer) + 3
         await until(lambda: len(peer.read()) == whole)
         assert peer.got[filled:] == answer + b"\x8a\x01p"
         assert peer.websocket.flushed
         tg.cancel_scope.cancel()
+
+
+async def test_a_peer_that_closes_meanwhile_is_answered_at_once() -> None:
+    """Behind what was taken before, so that nothing has to be waited for."""
+    async with pairs(1) as (watch, [(stream, there)]):
+        peer = Peer(stream, there)
+        watch.turn.begin()
+        assert peer.send(frame(b"a" * 200))
+        there.send(b"\x88\x82\0\0\0\0\x03\xe8")
+        with pytest.raises(anyio.EndOfStream):
+            peer.websocket.read()
+        assert peer.read() == frame(b"a" * 200) + b"\x88\x02\x03\xe8"
+        assert peer.websocket.close_nowait()
+        watch.turn.end()
+        assert peer.stuck == 0
 
 
 async def test_a_close_frame_comes_behind_it() -> None:

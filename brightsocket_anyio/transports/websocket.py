@@ -493,17 +493,16 @@ class WebSocket(_WebSocketFields):
                 self._core.data_to_send()
 
     def _answer_nowait(self) -> bool:
-        """Write as much of them as there is room for; returns whether nothing is left that :meth:`_answer` has to."""
+        """Write as much of them as there is room for; returns whether that was all."""
         if (prompt := self._free_to_write()) is None:
             return False
         own = b"".join(self._core.data_to_send())
-        if self._late:
-            # behind what goes out at the end of the turn
-            self._tail += own
-            return True
-        data = self._head + own
-        self._head = b""
+        data = b"".join([self._head, self._tail, own])
         rest = data[prompt.send_nowait(data) :]
+        late = len(rest) - len(own) if self._late else 0
+        self._head = b""
+        self._late = late > 0
+        self._tail, rest = (rest[:late], own) if self._late else (b"", rest)
         if rest:
             self._core.writes = [rest]
         return not rest
