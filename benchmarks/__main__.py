@@ -195,14 +195,14 @@ def compare(comparison: Comparison, *, quick: bool, awake: bool) -> dict[str, fl
     (upper, many), (lower, few) = comparison.upper, comparison.lower
     shared = {"work": "echo", "turns": 2 if quick else 12, "seconds": 0.3, "warm_up": 0.1, "awake": awake}
     with server(upper.command) as (pid, port), server(lower.command) as (other_pid, other_port):
-        above, below = alternate(
+        uppers, lowers = alternate(
             {"pid": pid, "port": port, "connections": many, **_talk(upper), **shared},
             {"pid": other_pid, "port": other_port, "connections": few, **_talk(lower), **shared},
         )
     return {
-        "above_us": statistics.median(above),
-        "below_us": statistics.median(below),
-        "quotient": statistics.median(one / other for one, other in zip(above, below, strict=True)),
+        "upper_us": statistics.median(uppers),
+        "lower_us": statistics.median(lowers),
+        "quotient": statistics.median(one / other for one, other in zip(uppers, lowers, strict=True)),
     }
 
 

@@ -78,7 +78,7 @@ def comparison_table(comparisons: dict[str, list[dict[str, float]]]) -> str:
     for title, results in comparisons.items():
         values = [each["quotient"] for each in results]
         row = [title, *(f"{each:.2f}" for each in (min(values), statistics.median(values), max(values)))]
-        row.append(" / ".join(_number(_median(results, figure)) for figure in ("above_us", "below_us")))
+        row.append(" / ".join(_number(_median(results, figure)) for figure in ("upper_us", "lower_us")))
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join([*lines, ""])
 

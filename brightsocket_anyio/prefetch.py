@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import gc
 import socket
-import types
 from collections.abc import Awaitable
 from functools import lru_cache
-from types import BuiltinMethodType, CellType, FunctionType, GeneratorType
+from types import BuiltinMethodType, CellType, FunctionType, GeneratorType, new_class
 
 #: more are not worth it
 _MOST = 64
@@ -49,7 +48,7 @@ def whole_lines(bases: tuple[type, ...], *names: str) -> tuple[str, ...]:
     :param bases: the class's.
     :param names: its own fields. CPython lays them out by name; behind them come some that fill the last line.
     """
-    trial = types.new_class("trial", bases, exec_body=lambda body: body.update(__slots__=names))
+    trial = new_class("trial", bases, exec_body=lambda body: body.update(__slots__=names))
     size = _COLLECTED + (_MANAGED if trial.__flags__ & _MANAGED_FLAGS else 0) + trial.__basicsize__
     return (*names, *(f"zz_filler_{number}" for number in range(-size % _LINE // _FIELD)))
 

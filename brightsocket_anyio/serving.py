@@ -37,7 +37,7 @@ from .transport import Message, Receive, Scope, Send, WebSocketRequest
 from .transports.core import Core
 from .transports.sockets import prompt_stream
 from .transports.stream import StreamTransport
-from .transports.websocket import READ_SIZE, STREAM_ERRORS, WebSocket, send_all
+from .transports.websocket import READ_SIZE, STREAM_ERRORS, WebSocket, half_close, send_all
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -292,8 +292,7 @@ class _Connection:
                     await anyio.aclose_forcefully(self.stream)
 
     async def _linger(self) -> None:
-        with contextlib.suppress(NotImplementedError):
-            await self.stream.send_eof()
+        await half_close(self.stream)
         with anyio.move_on_after(LINGER_TIMEOUT):
             while True:
                 await self.stream.receive(READ_SIZE)

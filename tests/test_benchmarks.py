@@ -79,7 +79,7 @@ def test_a_table_has_ratios_and_says_who_was_held_up() -> None:
 
 
 def test_a_comparison_has_the_rounds_medians() -> None:
-    results = [{"above_us": 20 * each, "below_us": 10.0, "quotient": 2 * each} for each in (1, 3, 2)]
+    results = [{"upper_us": 20 * each, "lower_us": 10.0, "quotient": 2 * each} for each in (1, 3, 2)]
     assert "| one over the other | 2.00 | 4.00 | 6.00 | 40.0 / 10.0 |" in comparison_table(
         {"one over the other": results}
     )

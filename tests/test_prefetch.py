@@ -102,6 +102,9 @@ async def test_whatever_each_message_of_a_connection_looks_at(watches: list[Watc
         found = [{id(each): each for each in pieces_of(reader.waiter)} for reader in watches[0]._readers.values()]
         [mine] = [pieces for pieces in found if of_the_first.keys() <= pieces.keys()]
         assert len(mine) < 50
+        # but for the user's, whose fields are public
+        ours = [each for each in mine.values() if isinstance(each, Piece) and not isinstance(each, Connection)]
+        assert [type(each) for each in ours if sys.getsizeof(each) % 64] == []
         # neither the server's, nor another connection's
         for others in found:
             if others is not mine:

@@ -61,6 +61,16 @@ async def send_all(stream: anyio.abc.ByteStream, data: bytes, stall: float) -> N
             raise ConnectionLost("stalled", f"the peer took no bytes for {stall:g} seconds")
 
 
+async def half_close(stream: anyio.abc.ByteStream) -> None:
+    """Tell the peer that nothing more comes, while it may go on sending. TLS has no such thing (AnyIO's stream raises
+    :exc:`NotImplementedError`): there the peer is not told before the end.
+
+    :raises: what the stream does.
+    """
+    with contextlib.suppress(NotImplementedError):
+        await stream.send_eof()
+
+
 #: an idle WebSocket has no list of its own
 _NO_MESSAGES: Final[list[str | bytes]] = []
 
@@ -566,7 +576,7 @@ class WebSocket(_WebSocketFields):
             await self._write(core.data_to_send())
         if core.side is Side.SERVER and isinstance(self._end, ProtocolError):
             # with input unread, closing would reset the connection, and the peer might never see the Close frame
-            await self._half_close()
+            await half_close(self._stream)
         while self._receiving:
             if self._end is None:
                 self._ended = ended = self._ended or anyio.Event()
@@ -601,10 +611,6 @@ class WebSocket(_WebSocketFields):
     def _over(self) -> bool:
         """Whether the stream may be closed: a server is the first to do so once the peer's Close is there."""
         return self._eof or (self._core.side is Side.SERVER and self._core.close_rcvd is not None)
-
-    async def _half_close(self) -> None:
-        with contextlib.suppress(NotImplementedError):
-            await self._stream.send_eof()
 
     async def _close_hard(self) -> None:
         with contextlib.suppress(*STREAM_ERRORS):
